@@ -1,0 +1,37 @@
+#!/bin/bash
+# Everything that the tests need is here: a missing tool must fail, and not make
+# other tests skip or fail with a riddle.
+#
+# Copyright (C) 2026 The qcow2 livebackup authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+count=0
+
+report() { # report STATUS NAME [HINT]
+    count=$((count + 1))
+    if [ "$1" -eq 0 ]; then
+        echo "ok $count - $2"
+    else
+        echo "not ok $count - $2"
+        echo "# ${3:-'./setup build' installs it}"
+    fi
+}
+
+# qemu-io is in qemu-utils, mkfs.ext4 and debugfs in e2fsprogs
+PATH=$PATH:/usr/sbin:/sbin
+for tool in bats cmp debugfs jq mandoc mkfs.ext4 nm qemu-img qemu-io \
+            qemu-nbd strace xxhsum zstd; do
+    command -v "$tool" >/dev/null
+    report $? "$tool is installed"
+done
+
+[ "$HAVE_CMOCKA" != '#' ]
+report $? "the library was configured with cmocka"
+
+"$ORACLE_PYTHON" -c 'import xxhash, zstandard' 2>/dev/null
+report $? "$ORACLE_PYTHON has xxhash and zstandard"
+
+qemu-img --version | grep -q .
+report $? "qemu-img runs"
+
+echo "1..$count"
