@@ -1,0 +1,110 @@
+/* The checkpoints of an image on disk.
+ *
+ * Joins the qcow2 code and bitmap_ext: reads an image's livebackup state and
+ * changes it in the write orders of livebackup-extension.md, so that a crash
+ * leaves the old state, the new state, or one that is visibly untrusted.
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+#ifndef QLB_IMAGE_H
+#define QLB_IMAGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bitmap_ext.h"
+#include "error.h"
+#include "qcow2_map.h"
+
+struct qlb_image;
+
+enum qlb_image_flags {
+    QLB_IMAGE_WRITE = 1, /* open for changes; takes the writer's locks */
+    QLB_IMAGE_NO_LOCK = 2, /* read what a running QEMU has open */
+};
+
+/* Opens a qcow2 image (any; livebackup may be off) and reads its state. A
+ * state that is damaged or untrusted is no error: the verdicts tell. Without
+ * WRITE the file is opened read-only, with reader's locks. QLB_E_BUSY where
+ * another process has it open in a way that conflicts. */
+struct qlb_image *qlb_image_open(const char *path, unsigned flags,
+                                 struct qlb_error *err);
+void qlb_image_close(struct qlb_image *image);
+
+/* The disk of the image, for reading its content; owned by the image. */
+const struct qlb_disk *qlb_image_disk(const struct qlb_image *image);
+
+/* The decoded extension; NULL where livebackup is off, or the extension is
+ * damaged or unsupported. */
+const struct qlb_ext *qlb_image_ext(const struct qlb_image *image);
+
+/* Verdict of rules 1 to 13; and of rules 1 to 17 for what changed since
+ * checkpoint i (its own bitmap and all newer ones). */
+enum qlb_trust qlb_image_trust(const struct qlb_image *image);
+enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
+                                     unsigned i);
+
+/* Bytes changed since checkpoint i (as far as the bitmaps say, trusted or
+ * not; 0 where they can't be read), at most the virtual size. */
+int qlb_image_changed_bytes(struct qlb_image *image, unsigned i,
+                            uint64_t *bytes, struct qlb_error *err);
+
+/* What changed since a checkpoint: the OR of bitmaps, read piecewise. */
+struct qlb_changes;
+/* QLB_E_UNTRUSTED, naming the reason, where it is not trusted. */
+struct qlb_changes *qlb_image_changes(struct qlb_image *image, unsigned i,
+                                      struct qlb_error *err);
+/* The first changed range at or after offset, in bytes, clipped to the
+ * present virtual size (length 0: none). Growth counts as changed. Offsets
+ * ascend over calls. */
+int qlb_changes_next(struct qlb_changes *changes, uint64_t offset,
+                     uint64_t *start, uint64_t *length,
+                     struct qlb_error *err);
+void qlb_changes_free(struct qlb_changes *changes);
+
+/* All below need QLB_IMAGE_WRITE, update the object too, and end synced. */
+
+/* Turns livebackup on, with no checkpoint yet. granularity_bits: 12 to 31
+ * (0: 64 KiB). QLB_E_USAGE: already on, version 2, clusters under 4 KiB, no
+ * room in the header. */
+int qlb_image_enable(struct qlb_image *image, unsigned granularity_bits,
+                     uint32_t ext_flags, struct qlb_error *err);
+
+/* Takes all of livebackup out of the image, also where it is damaged. */
+int qlb_image_disable(struct qlb_image *image, struct qlb_error *err);
+
+/* Adds a checkpoint, unconfirmed, as the newest: its bitmap is enabled and
+ * clean (canaries aside), the one before frozen. Checkpoints that are not
+ * trusted are dropped first where drop_untrusted is set (else QLB_E_UNTRUSTED
+ * if there are any). Where the list is full, folds one as the specification
+ * says. */
+int qlb_image_add_checkpoint(struct qlb_image *image,
+                             const struct qlb_checkpoint *checkpoint,
+                             bool drop_untrusted, struct qlb_error *err);
+
+/* Undoes the last add of this object: ORs the newest bitmap into the one
+ * before, which is enabled again. (Checkpoints that the add dropped or folded
+ * stay gone.) */
+int qlb_image_undo_add(struct qlb_image *image, struct qlb_error *err);
+
+int qlb_image_confirm(struct qlb_image *image, unsigned i,
+                      struct qlb_error *err);
+
+/* Folds checkpoint i into the one before; the oldest is dropped. Any may be
+ * folded; policy is the caller's. */
+int qlb_image_fold(struct qlb_image *image, unsigned i,
+                   struct qlb_error *err);
+
+struct qlb_recovery {
+    unsigned dropped_checkpoints;
+    uint64_t freed_clusters;
+    bool cleared_state; /* an interrupted backup was given up */
+};
+
+/* Drops what is not trusted, gives up an interrupted backup, and frees leaked
+ * clusters. Where refcounts are too low (an error, not a leak) or the image
+ * is marked dirty it changes nothing and says to use `qemu-img check -r`. */
+int qlb_image_recover(struct qlb_image *image, struct qlb_recovery *recovery,
+                      struct qlb_error *err);
+
+#endif

@@ -1,0 +1,115 @@
+/* The header of a qcow2 image: parsed, checked, and written back.
+ *
+ * Source of the rules: the qcow2 specification (docs/interop/qcow2.txt of
+ * QEMU), "Header" and "Header extensions".  An image is hostile: every field
+ * is checked against a named maximum before it is used.
+ *
+ * SPDX-License-Identifier: LGPL-2.1-or-later
+ */
+#ifndef QLB_QCOW2_HEADER_H
+#define QLB_QCOW2_HEADER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "blkio.h"
+#include "error.h"
+
+/* The livebackup extension and autoclear bit (livebackup-extension.md). */
+#define QLB_EXT_LIVEBACKUP 0x4C424B50u
+#define QLB_EXT_LIVEBACKUP_SIZE 2176
+#define QLB_AUTOCLEAR_BITMAPS (UINT64_C(1) << 0)
+#define QLB_AUTOCLEAR_DATA_FILE_RAW (UINT64_C(1) << 1)
+#define QLB_AUTOCLEAR_LIVEBACKUP (UINT64_C(1) << 62)
+#define QLB_HEADER_ATOM 4096 /* bytes that reach the file whole */
+
+#define QLB_INCOMPAT_DIRTY (UINT64_C(1) << 0)
+#define QLB_INCOMPAT_CORRUPT (UINT64_C(1) << 1)
+#define QLB_INCOMPAT_DATA_FILE (UINT64_C(1) << 2)
+#define QLB_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
+#define QLB_INCOMPAT_EXTL2 (UINT64_C(1) << 4)
+
+enum qlb_compression { QLB_COMPRESSION_DEFLATE = 0, QLB_COMPRESSION_ZSTD = 1 };
+
+/* Any header extension, as found. */
+struct qlb_header_ext {
+    uint32_t type;
+    uint32_t size;
+    uint8_t *data; /* size bytes, owned by the header */
+};
+
+struct qlb_qcow2_header {
+    unsigned version;          /* 2 or 3 */
+    unsigned cluster_bits;     /* 9 to 21 */
+    uint64_t cluster_size;     /* bytes */
+    uint64_t virtual_size;     /* bytes */
+    uint32_t l1_entries;
+    uint64_t l1_offset;
+    uint64_t refcount_table_offset;
+    uint32_t refcount_table_clusters;
+    uint32_t n_snapshots;
+    uint64_t snapshots_offset;
+    uint64_t incompatible, compatible, autoclear;
+    unsigned refcount_order;   /* refcount width is 1 << order bits, 0 to 6 */
+    uint32_t header_length;    /* 72 for version 2; kept when written back */
+    enum qlb_compression compression;
+
+    bool extended_l2;          /* L2 entries have 16 bytes, 32 subclusters */
+    bool data_file_raw;
+    char *backing_name;        /* NULL if none */
+    char *backing_format;      /* NULL if not recorded */
+    char *data_file;           /* name in the extension; NULL if none */
+
+    bool has_bitmaps;          /* the standard bitmaps extension is there */
+    uint32_t n_bitmaps;
+    uint64_t bitmap_directory_size, bitmap_directory_offset;
+
+    struct qlb_header_ext *ext; /* all of them, in the order of the file */
+    unsigned n_ext;
+};
+
+/* Reads and checks the header. With for_reading_data, also refuses by name
+ * what can't be read correctly: encryption, unknown incompatible features
+ * (named from the image's feature name table), images marked corrupt, a
+ * backing file without a format.  Errors: QLB_E_DAMAGED where a field breaks
+ * the specification, QLB_E_RUNTIME where the image is fine but unsupported
+ * or is no qcow2 image at all.  NULL on failure. */
+struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
+                                               bool for_reading_data,
+                                               struct qlb_error *err);
+void qlb_qcow2_header_free(struct qlb_qcow2_header *header);
+
+/* The only extension of that type; NULL if there is none. *twice (may be
+ * NULL) tells that there is more than one. */
+const struct qlb_header_ext *
+qlb_qcow2_header_ext(const struct qlb_qcow2_header *header, uint32_t type,
+                     bool *twice);
+
+/* Sets (data != NULL) or removes an extension of the type in memory. A new
+ * one goes behind the others. */
+int qlb_qcow2_header_set_ext(struct qlb_qcow2_header *header, uint32_t type,
+                             const void *data, uint32_t size,
+                             struct qlb_error *err);
+
+/* Puts the livebackup bit's name into the feature name table (creates it
+ * where the image has none and there is room), or takes it out. */
+int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
+                                  struct qlb_error *err);
+
+/* Whether header, extensions and the end marker fit into the first 4096
+ * bytes, with a livebackup extension, its feature name and a bitmaps
+ * extension counted even where they are not there yet. */
+bool qlb_qcow2_header_has_room(const struct qlb_qcow2_header *header);
+
+/* Writes the header back in one write of the file's first 4096 bytes (one
+ * cluster if that is smaller), as livebackup-extension.md, "Write orders",
+ * demands: the part of the header that lies behind byte 4096 (a long backing
+ * file name) is written and synced first, to a place the present header does
+ * not use. n_bitmaps and the directory fields go into the bitmaps extension
+ * (removed where has_bitmaps is false). Unknown autoclear bits are cleared.
+ * Does not sync after the last write. */
+int qlb_qcow2_header_write(struct qlb_qcow2_header *header,
+                           struct qlb_blkio *io, struct qlb_error *err);
+
+#endif
