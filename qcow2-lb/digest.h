@@ -22,10 +22,6 @@ size_t qlb_digest_size(enum qlb_digest_type type);
 void qlb_digest(enum qlb_digest_type type, const void *data, size_t len,
                 uint8_t *out);
 
-/* A digest over two pieces, as if they were one. */
-void qlb_digest2(enum qlb_digest_type type, const void *a, size_t a_len,
-                 const void *b, size_t b_len, uint8_t *out);
-
 /* A digest over a stream. new returns NULL where memory is short; final may
  * be called once; free takes NULL. */
 struct qlb_digest_stream;
