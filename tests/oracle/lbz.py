@@ -31,6 +31,8 @@ import uuid
 import xxhash
 import zstandard
 
+from layout import Layout, ZERO_UUID, printable, to_raw
+
 BLOCK = 65536
 STRIPE_BLOCKS = 16
 PAGE_BLOCKS = 4096
@@ -43,7 +45,6 @@ MAX_ZERO_RUNS = 2048
 MAX_PAGES = 2**20
 SKIPPABLE_MAGIC = 0x184D2A5B
 ZSTD_MAGIC = 0xFD2FB528
-ZERO_UUID = str(uuid.UUID(int=0))
 LABEL_PATTERN = re.compile(rb"[A-Za-z0-9._-]+\Z")
 
 DIGEST_NAMES = {"xxh3": 1, "sha256": 2}
@@ -80,82 +81,13 @@ def short_digest(data):
 
 
 # --------------------------------------------------------------------------
-# Layouts: one table for each structure serves decoder, encoder, `structures`
+# Layouts
 # --------------------------------------------------------------------------
 
-class Layout:
-    """A fixed run of fields: (name, size, type), type int, uuid or raw."""
-
-    def __init__(self, *fields):
-        self.fields = []
-        position = 0
-        for name, size, kind in fields:
-            self.fields.append((name, position, size, kind))
-            position += size
-        self.size = position
-
-    def decode(self, data, start=0):
-        """Return {name: value} of the bytes at `start`."""
-        values = {}
-        for name, position, size, kind in self.fields:
-            raw = bytes(data[start + position:start + position + size])
-            if kind == "int":
-                values[name] = int.from_bytes(raw, "little")
-            elif kind == "uuid":
-                values[name] = str(uuid.UUID(bytes=raw))
-            else:
-                values[name] = raw
-        return values
-
-    def encode(self, values):
-        """The inverse of decode(); a missing field is zero."""
-        out = b""
-        for name, _, size, kind in self.fields:
-            value = values.get(name, 0)
-            if kind == "int":
-                out += int(value).to_bytes(size, "little")
-            elif kind == "uuid":
-                out += uuid.UUID(value or ZERO_UUID).bytes
-            else:
-                raw = to_raw(value)
-                out += raw[:size].ljust(size, b"\0")
-        return out
-
-    def spans(self, start, prefix):
-        """Yield (name, offset, length) of each field."""
-        for name, position, size, _ in self.fields:
-            yield f"{prefix}.{name}", start + position, size
-
-    def check_reserved(self, data, start, file_offset):
-        """Reserved bytes must be zero."""
-        for name, position, size, _ in self.fields:
-            if name.startswith("reserved"):
-                if any(data[start + position:start + position + size]):
-                    raise Damaged("reserved bytes are not zero",
-                                  file_offset + start + position)
-
-    def offset_of(self, field):
-        """Where a field begins within the structure."""
-        for name, position, _, _ in self.fields:
-            if name == field:
-                return position
-        raise KeyError(field)
-
-
-def to_raw(value):
-    """Bytes of a raw field given as bytes, text, "hex:..." or 0."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        if value.startswith("hex:"):
-            return bytes.fromhex(value[4:])
-        return value.encode()
-    return b""
-
-
-SKIPPABLE = Layout(("magic", 4, "int"), ("payload_size", 4, "int"))
+SKIPPABLE = Layout("little", ("magic", 4, "int"), ("payload_size", 4, "int"))
 
 HEADER = Layout(
+    "little",
     ("kind_name", 4, "raw"), ("version", 2, "int"), ("reserved6", 2, "int"),
     ("incompatible", 8, "int"), ("compatible", 8, "int"),
     ("digest_algorithm", 1, "int"), ("kind", 1, "int"),
@@ -167,33 +99,39 @@ HEADER = Layout(
     ("label", 22, "raw"), ("reserved150", 10, "raw"))
 
 RECORD = Layout(
+    "little",
     ("kind_name", 4, "raw"), ("compressed_size", 4, "int"),
     ("guest_offset", 8, "int"), ("blocks", 2, "int"), ("live", 2, "int"),
     ("checksum", 4, "int"))
 
 PAGE = Layout(
+    "little",
     ("kind_name", 4, "raw"), ("frame_count", 4, "int"), ("number", 8, "int"),
     ("run_count", 4, "int"), ("data_count", 4, "int"),
     ("reserved24", 8, "int"))
 
 ENTRY = Layout(
+    "little",
     ("record_offset", 8, "int"), ("compressed_size", 4, "int"),
     ("first_block", 2, "int"), ("blocks", 2, "int"), ("live", 2, "int"),
     ("reserved18", 6, "raw"))
 
-RUN = Layout(("first_block", 2, "int"), ("length", 2, "int"))
+RUN = Layout("little", ("first_block", 2, "int"), ("length", 2, "int"))
 
 TRAILER = Layout(
+    "little",
     ("kind_name", 4, "raw"), ("reserved4", 4, "int"),
     ("page_count", 8, "int"), ("data_blocks", 8, "int"),
     ("zero_blocks", 8, "int"), ("frame_count", 8, "int"),
     ("compressed_total", 8, "int"), ("reserved48", 16, "raw"))
 
 DIRECTORY = Layout(
+    "little",
     ("page_number", 8, "int"), ("page_offset", 8, "int"),
     ("payload_size", 4, "int"), ("reserved20", 4, "int"))
 
 TAIL = Layout(
+    "little",
     ("trailer_offset", 8, "int"), ("payload_size", 4, "int"),
     ("end_mark", 4, "raw"))
 
@@ -379,7 +317,7 @@ class Archive:
         self.covered = [
             str(uuid.UUID(bytes=payload[at:at + 16]))
             for at in range(HEADER.size, size - self.digest_size, 16)]
-        HEADER.check_reserved(self.data, start, 0)
+        check_reserved(HEADER, self.data, start, 0)
         check_header_values(header, self.covered, start)
         return start + size
 
@@ -402,7 +340,8 @@ class Archive:
         """Read records, frames and pages up to and with the trailer."""
         frames = []
         while True:
-            start, size = self._skippable(position, "a record, page or trailer")
+            start, size = self._skippable(position,
+                                          "a record, page or trailer")
             kind = self.data[start:start + 4]
             if kind == b"LBZR":
                 frames.append(self._read_frame(position, start, size))
@@ -473,7 +412,7 @@ class Archive:
         if self._digest(payload[:-self.digest_size]) != page.digest:
             raise Damaged("page digest differs",
                           start + size - self.digest_size)
-        PAGE.check_reserved(payload, 0, start)
+        check_reserved(PAGE, payload, 0, start)
         self._check_page_number(page, start)
         position = self._check_entries(page, payload, start, frames)
         position = self._read_runs(page, payload, start, position)
@@ -496,7 +435,7 @@ class Archive:
         last_first = -1
         for frame in frames:
             entry = ENTRY.decode(payload, position)
-            ENTRY.check_reserved(payload, position, start)
+            check_reserved(ENTRY, payload, position, start)
             check_entry(entry, frame, page, start + position)
             stored = payload[position + ENTRY.size:
                              position + ENTRY.size + self.digest_size]
@@ -572,7 +511,7 @@ class Archive:
         self.root = payload[root_at:root_at + self.digest_size]
         if self._digest(self.header_payload + payload[:root_at]) != self.root:
             raise Damaged("root digest differs", start + root_at)
-        TRAILER.check_reserved(payload, 0, start)
+        check_reserved(TRAILER, payload, 0, start)
         self._check_totals(start)
         self._check_directory(payload, start)
         self._check_tail(payload, offset, start, size)
@@ -597,7 +536,7 @@ class Archive:
         position = TRAILER.size
         for page in self.pages:
             entry = DIRECTORY.decode(payload, position)
-            DIRECTORY.check_reserved(payload, position, start)
+            check_reserved(DIRECTORY, payload, position, start)
             stored = payload[position + DIRECTORY.size:
                              position + DIRECTORY.size + self.digest_size]
             for name, value in (("page_number", page.number),
@@ -664,6 +603,15 @@ def map_file(path):
         if os.fstat(file.fileno()).st_size == 0:
             return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def check_reserved(layout, data, start, file_offset):
+    """Reserved bytes must be zero."""
+    for name, position, size, _ in layout.fields:
+        if name.startswith("reserved"):
+            if any(data[start + position:start + position + size]):
+                raise Damaged("reserved bytes are not zero",
+                              file_offset + start + position)
 
 
 def check_header_values(header, covered, start):
@@ -743,14 +691,6 @@ def check_entry(entry, frame, page, at):
 # --------------------------------------------------------------------------
 # dump, structures
 # --------------------------------------------------------------------------
-
-def printable(values):
-    """Make decoded values fit for JSON."""
-    return {name: value.rstrip(b"\0").decode("latin-1")
-            if isinstance(value, bytes) else value
-            for name, value in values.items()
-            if not name.startswith("reserved") and name != "kind_name"}
-
 
 def dump_frame(frame, base):
     """A frame as JSON."""
