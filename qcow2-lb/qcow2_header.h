@@ -43,7 +43,9 @@ struct qlb_qcow2_header {
     unsigned version;          /* 2 or 3 */
     unsigned cluster_bits;     /* 9 to 21 */
     uint64_t cluster_size;     /* bytes */
-    uint64_t virtual_size;     /* bytes */
+    uint64_t virtual_size;     /* bytes; whole sectors of 512, as QEMU has
+                                  it: the rest of the field is cut off */
+    uint32_t crypt_method;     /* 0: none */
     uint32_t l1_entries;
     uint64_t l1_offset;
     uint64_t refcount_table_offset;
@@ -67,14 +69,25 @@ struct qlb_qcow2_header {
 
     struct qlb_header_ext *ext; /* all of them, in the order of the file */
     unsigned n_ext;
+
+    /* What the writer needs. Fields of the header behind byte 104 that have
+     * no meaning here are kept as they were. */
+    uint8_t *more;             /* header_length - 104 bytes; NULL if none */
+    uint64_t size_field;       /* virtual size as written in the file */
+    uint64_t backing_offset;   /* where the name stands; 0 if none */
+    uint64_t used;             /* first byte that neither extensions nor
+                                  backing name of the file reach */
 };
 
 /* Reads and checks the header. With for_reading_data, also refuses by name
  * what can't be read correctly: encryption, unknown incompatible features
  * (named from the image's feature name table), images marked corrupt, a
- * backing file without a format.  Errors: QLB_E_DAMAGED where a field breaks
- * the specification, QLB_E_RUNTIME where the image is fine but unsupported
- * or is no qcow2 image at all.  NULL on failure. */
+ * backing file without a format, an external data file without a name.
+ * Errors, which begin with the file's name: QLB_E_DAMAGED where a field
+ * breaks the specification or the image is marked corrupt, QLB_E_RUNTIME
+ * where the image is fine but unsupported or is no qcow2 image at all.
+ * A bitmaps extension that breaks the specification is an error only where
+ * its autoclear bit stands; else has_bitmaps is false.  NULL on failure. */
 struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
                                                bool for_reading_data,
                                                struct qlb_error *err);
@@ -98,8 +111,10 @@ int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
                                   struct qlb_error *err);
 
 /* Whether header, extensions and the end marker fit into the first 4096
- * bytes, with a livebackup extension, its feature name and a bitmaps
- * extension counted even where they are not there yet. */
+ * bytes (and the backing file name there or behind them, within the first
+ * cluster), with a livebackup extension, its feature name, a bitmaps
+ * extension and the feature name table that QEMU writes counted even where
+ * they are not there yet. */
 bool qlb_qcow2_header_has_room(const struct qlb_qcow2_header *header);
 
 /* Writes the header back in one write of the file's first 4096 bytes (one
@@ -108,8 +123,17 @@ bool qlb_qcow2_header_has_room(const struct qlb_qcow2_header *header);
  * file name) is written and synced first, to a place the present header does
  * not use. n_bitmaps and the directory fields go into the bitmaps extension
  * (removed where has_bitmaps is false). Unknown autoclear bits are cleared.
- * Does not sync after the last write. */
+ * backing_name is not to be changed in between. Errors: QLB_E_USAGE where the
+ * header does not fit (nothing is written then), QLB_E_RUNTIME. Does not sync
+ * after the last write. */
 int qlb_qcow2_header_write(struct qlb_qcow2_header *header,
                            struct qlb_blkio *io, struct qlb_error *err);
+
+/* Encodes header, extensions, end marker and, as far as it lies there, the
+ * backing file name (at backing_offset) as the first `size` bytes of a file;
+ * what is left is zero. For new images; header_write does it by itself. */
+int qlb_qcow2_header_encode(const struct qlb_qcow2_header *header,
+                            uint8_t *buf, size_t size,
+                            struct qlb_error *err);
 
 #endif
