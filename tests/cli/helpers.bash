@@ -54,7 +54,8 @@ run_expect() {
     run_command=("$@")
     case $want in
         signal:*) want=$((128 + $(kill -l "${want#signal:}"))) ;;
-        *) [ "$want" -lt 126 ] || fail "run_expect: status $want: use signal:NAME" ;;
+        *) [ "$want" -lt 126 ] || fail "run_expect: status $want: use signal:NAME" ||
+            return 1 ;;
     esac
     # 'run' may leave the variables of an earlier call alone
     output='' stderr=''
