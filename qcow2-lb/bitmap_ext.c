@@ -58,7 +58,7 @@ _Static_assert(FIXED_SIZE + QLB_MAX_CHECKPOINTS * RECORD_SIZE == QLB_EXT_SIZE,
 _Static_assert(REC_LABEL + QLB_LABEL_MAX == RECORD_SIZE,
                "the label ends the record");
 
-/* --------------------------------------------------------------- checksum */
+/* ---- checksum ---- */
 
 /* Remainders of the 16 values of a nibble, polynomial 0x1EDC6F41 reflected. */
 static const uint32_t crc32c_nibble[16] = {
@@ -90,7 +90,7 @@ static uint32_t ext_checksum(const uint8_t *data)
     return ~crc;
 }
 
-/* ----------------------------------------------------------------- labels */
+/* ---- labels ---- */
 
 static bool label_character(char c)
 {
@@ -111,7 +111,7 @@ bool qlb_label_valid(const char *label)
     return len > 0;
 }
 
-/* ------------------------------------------------------ decode and encode */
+/* ---- decode and encode ---- */
 
 static bool fixed_from_disk(const uint8_t *data, struct qlb_ext *ext)
 {
@@ -244,7 +244,7 @@ void qlb_ext_encode(const struct qlb_ext *ext, void *data)
     put_be32(bytes + AT_CRC, ext_checksum(bytes));
 }
 
-/* ------------------------------------------------------ names and the list */
+/* ---- names and the list ---- */
 
 #define NAME_PREFIX "lb-"
 #define NAME_PREFIX_LEN 3
@@ -309,7 +309,7 @@ void qlb_ext_remove(struct qlb_ext *ext, unsigned i)
            sizeof(ext->checkpoints[0]));
 }
 
-/* ---------------------------------------------------------------- digests */
+/* ---- digests ---- */
 
 uint64_t qlb_fnv_start(void)
 {
@@ -355,7 +355,7 @@ uint64_t qlb_backing_digest(const char *backing, const char *format)
     return qlb_fnv_final(hash);
 }
 
-/* ------------------------------------------------------------------ trust */
+/* ---- trust ---- */
 
 uint64_t qlb_canary_last(uint64_t checkpoint_size, uint64_t present_size,
                          unsigned granularity_bits)
