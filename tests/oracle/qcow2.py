@@ -9,9 +9,10 @@
                                 DIR/manifest.json (see hostile.py)
 
 Strict: what the specification forbids is refused when the image is opened,
-or is a read error where it touches only a part of the disk.  As in the project,
-a backing file without a recorded format is refused, and so are encryption,
-the corrupt bit and protocols in file names.
+or is a read error where it touches only a part of the disk.  As in the
+project, a backing file without a recorded format is refused, and so are
+encryption, the corrupt bit and protocols in file names.  Tables and data that
+begin behind the end of the file are errors, where QEMU reads zeroes.
 
 Exit: 0 done, 1 refused or read error, 2 usage, 4 refcounts damaged (leaks
 alone: 0).
