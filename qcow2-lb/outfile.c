@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -33,6 +34,7 @@ struct qlb_outfile {
     char *temporary;  /* NULL: written in place or a given descriptor */
     unsigned slot;    /* of the temporary in the table */
     bool replace;     /* an existing file may be replaced */
+    bool committed;
     bool owned;       /* the descriptor is closed with the object */
     mode_t type;      /* S_IFMT part */
     uint64_t position; /* bytes appended */
@@ -286,6 +288,40 @@ int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
     return 0;
 }
 
+/* Where neither the file system nor the device can zero by itself. */
+static int write_zeroes(struct qlb_outfile *out, uint64_t offset,
+                        uint64_t length, struct qlb_error *err)
+{
+    static const uint8_t zeroes[65536];
+
+    while (length > 0) {
+        size_t n = length < sizeof(zeroes) ? length : sizeof(zeroes);
+
+        if (qlb_outfile_pwrite(out, zeroes, n, offset, err) < 0) {
+            return -1;
+        }
+        offset += n;
+        length -= n;
+    }
+    return 0;
+}
+
+int qlb_outfile_zero(struct qlb_outfile *out, uint64_t offset,
+                     uint64_t length, struct qlb_error *err)
+{
+    uint64_t range[2] = { offset, length };
+
+    if (fallocate(out->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)offset, (off_t)length) == 0) {
+        return 0;
+    }
+    if (out->type == S_IFBLK && offset % 512 == 0 && length % 512 == 0 &&
+        ioctl(out->fd, BLKZEROOUT, range) == 0) {
+        return 0;
+    }
+    return write_zeroes(out, offset, length, err);
+}
+
 int qlb_outfile_truncate(struct qlb_outfile *out, uint64_t size,
                          struct qlb_error *err)
 {
@@ -309,6 +345,11 @@ const char *qlb_outfile_name(const struct qlb_outfile *out)
 int qlb_outfile_descriptor(const struct qlb_outfile *out)
 {
     return out->fd;
+}
+
+bool qlb_outfile_is_committed(const struct qlb_outfile *out)
+{
+    return out->committed;
 }
 
 bool qlb_outfile_is_regular(const struct qlb_outfile *out)
@@ -386,11 +427,13 @@ int qlb_outfile_commit(struct qlb_outfile *out, struct qlb_error *err)
         return -1;
     }
     if (out->temporary == NULL) {
+        out->committed = true;
         return 0;
     }
     if (rename_into_place(out, err) < 0) {
         return -1;
     }
+    out->committed = true;
     forget_temporary(out);
     return sync_folder(out->name, err);
 }

@@ -45,6 +45,10 @@ int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
 int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
                        uint64_t offset, struct qlb_error *err);
 
+/* Makes a range of a block device or of a regular file read as zeroes. */
+int qlb_outfile_zero(struct qlb_outfile *out, uint64_t offset,
+                     uint64_t length, struct qlb_error *err);
+
 int qlb_outfile_truncate(struct qlb_outfile *out, uint64_t size,
                          struct qlb_error *err);
 
@@ -56,6 +60,10 @@ const char *qlb_outfile_name(const struct qlb_outfile *out);
 
 /* Descriptor of the file being written. */
 int qlb_outfile_descriptor(const struct qlb_outfile *out);
+
+/* Whether a commit succeeded as far as that the output stands under its final
+ * name (a descriptor: that it is synced). */
+bool qlb_outfile_is_committed(const struct qlb_outfile *out);
 
 bool qlb_outfile_is_regular(const struct qlb_outfile *out);
 bool qlb_outfile_is_block_device(const struct qlb_outfile *out);
