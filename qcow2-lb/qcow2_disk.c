@@ -333,6 +333,11 @@ uint64_t qlb_disk_size(const struct qlb_disk *disk)
     return disk->layers[0].size;
 }
 
+const char *qlb_disk_backing_path(const struct qlb_disk *disk)
+{
+    return disk->n_layers > 1 ? disk->layers[1].path : NULL;
+}
+
 const struct qlb_qcow2_header *qlb_disk_header(const struct qlb_disk *disk)
 {
     return disk->layers[0].header;

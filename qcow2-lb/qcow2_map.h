@@ -46,6 +46,10 @@ uint64_t qlb_disk_size(const struct qlb_disk *disk); /* bytes */
 /* Header of the top layer; NULL for a raw file. */
 const struct qlb_qcow2_header *qlb_disk_header(const struct qlb_disk *disk);
 
+/* Path of the nearest backing file; NULL if there is none, or with
+ * QLB_DISK_NO_BACKING. */
+const char *qlb_disk_backing_path(const struct qlb_disk *disk);
+
 /* The backing chain, nearest first, each with its own data file behind it;
  * index counts from 0; false at the end. size: bytes; mtime: ns since 1970,
  * 0 for block devices. */
