@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "blkio.h"
 #include "error.h"
 #include "lbz_writer.h"
 
@@ -23,6 +24,8 @@ struct qlb_lbz_entry {
     uint16_t first;         /* first block, relative to the page */
     uint16_t n_blocks;
     uint16_t live;
+    uint16_t record_live;         /* as in the file; a chain may leave less
+                                     of it in `live` */
     const uint8_t *digest;        /* of the compressed bytes */
     const uint8_t *block_digests; /* of the live blocks */
 };
@@ -36,8 +39,8 @@ struct qlb_lbz_page {
     uint64_t number;      /* guest offset / QLB_LBZ_PAGE */
     uint64_t file_offset; /* of its skippable frame */
     unsigned n_entries, n_runs, n_live;
-    struct qlb_lbz_entry *entries; /* [4096] */
-    struct qlb_lbz_run *runs;      /* [2048] */
+    struct qlb_lbz_entry *entries;
+    struct qlb_lbz_run *runs;
     uint8_t *payload;              /* what digests point into */
     size_t payload_size, payload_capacity;
 };
@@ -55,6 +58,13 @@ int qlb_lbz_decode(struct qlb_lbz_decoder *decoder, const void *data,
                    uint32_t size, unsigned n_blocks, void *blocks,
                    struct qlb_error *err);
 
+/* The same for a frame of an archive: what is wrong with it is told with file
+ * offset and guest range. record_offset: as in its entry; data: the compressed
+ * bytes. */
+int qlb_lbz_decode_at(struct qlb_lbz_decoder *decoder, uint64_t record_offset,
+                      uint64_t guest_offset, const void *data, uint32_t size,
+                      unsigned n_blocks, void *blocks, struct qlb_error *err);
+
 /* Checks the live blocks of a decompressed frame against their digests;
  * names the guest offset of the first that differs. page_offset: guest offset
  * of the page. */
@@ -62,6 +72,13 @@ int qlb_lbz_check_blocks(enum qlb_digest_type digest,
                          const struct qlb_lbz_entry *entry,
                          uint64_t page_offset, const void *blocks,
                          struct qlb_error *err);
+
+/* The same with the digests of the live blocks, ascending, as they were
+ * computed when the frame passed in a stream. */
+int qlb_lbz_check_digests(enum qlb_digest_type digest,
+                          const struct qlb_lbz_entry *entry,
+                          uint64_t page_offset, const uint8_t *computed,
+                          struct qlb_error *err);
 
 /* ---- through the index ---- */
 
@@ -71,6 +88,10 @@ struct qlb_lbz_reader;
  * digest. */
 struct qlb_lbz_reader *qlb_lbz_reader_open(const char *path,
                                            struct qlb_error *err);
+/* The same from something else that can be read at offsets (memory). Takes
+ * io over, also where it fails. */
+struct qlb_lbz_reader *qlb_lbz_reader_open_io(struct qlb_blkio *io,
+                                              struct qlb_error *err);
 void qlb_lbz_reader_close(struct qlb_lbz_reader *reader);
 
 const char *qlb_lbz_reader_name(const struct qlb_lbz_reader *reader);
@@ -102,10 +123,12 @@ int qlb_lbz_reader_frame(const struct qlb_lbz_reader *reader,
                          uint64_t page_offset, void *data,
                          struct qlb_error *err);
 
-/* Whether the file is laid out without gaps: header, frames, pages, trailer
- * (each page's frames contiguous and right before it, pages right behind each
- * other). Fed by the caller with every page, in order; called with NULL at the
- * end. For lbverify: what no digest covers would be found here. */
+/* Whether the file is laid out without gaps: header, frames, pages, trailer,
+ * and the trailer's totals are right. Fed by the caller with every page, in
+ * order; called with NULL at the end. (That a page's frames are contiguous and
+ * right before it is checked when it is loaded.) For lbverify: bytes that no
+ * digest covers would be found here. After a page that could not be loaded
+ * the next one, and the end, fail too: leave the call out then. */
 int qlb_lbz_reader_check_layout(struct qlb_lbz_reader *reader,
                                 const struct qlb_lbz_page *page,
                                 struct qlb_error *err);
@@ -118,7 +141,8 @@ enum qlb_lbz_item {
     QLB_LBZ_END = 0,   /* the trailer has been checked: all was good */
     QLB_LBZ_FRAME = 1, /* a record and its frame, digest not yet known */
     QLB_LBZ_INDEX = 2, /* the page of the frames before it, checked against
-                          what passed: records, compressed digests. Block
+                          what passed: records, compressed digests; entry i
+                          is the i-th frame since the last page. Block
                           digests are the caller's to compare. */
 };
 
@@ -127,6 +151,7 @@ struct qlb_lbz_stream_frame {
     unsigned n_blocks;
     uint16_t live;
     uint32_t size;
+    uint64_t record_offset; /* file offset, as in the entry to come */
 };
 
 /* Reads fd from its present position; reads the header at once. tee: where

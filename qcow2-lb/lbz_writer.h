@@ -79,14 +79,17 @@ struct qlb_lbz_writer *qlb_lbz_writer_new(struct qlb_outfile *out,
                                           const struct qlb_lbz_header *header,
                                           struct qlb_error *err);
 
-/* Appends a frame: its first live block lies behind everything appended. */
+/* Appends a frame: its first live block lies behind those of the frames
+ * appended before, and in no page before that of anything appended. Live
+ * blocks of frames and zero blocks may interleave, but never coincide. */
 int qlb_lbz_writer_frame(struct qlb_lbz_writer *writer,
                          const struct qlb_lbz_frame *frame,
                          struct qlb_error *err);
 
 /* Records that `blocks` blocks at guest offset `offset` are zero (any number,
- * also over pages; ascending as above). Nothing is recorded in a full archive,
- * where absent blocks are zero. */
+ * also over pages). Within a page they may come in any order, before or after
+ * its frames; pages ascend. Nothing is recorded in a full archive, where
+ * absent blocks are zero. */
 int qlb_lbz_writer_zero(struct qlb_lbz_writer *writer, uint64_t offset,
                         uint64_t blocks, struct qlb_error *err);
 
