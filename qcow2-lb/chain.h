@@ -3,8 +3,9 @@
  *
  * Members are ordered by their parent links, whatever the order of the
  * arguments. The newest wins block by block; frames of older members are
- * given with the live mask that remains. A chain holds one page of each
- * member.
+ * given with the live mask that remains. A chain holds one page of one member
+ * at a time, and a descriptor of each: the soft limit of the process's
+ * descriptors is raised where it is too low for that.
  *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
@@ -28,8 +29,10 @@ enum qlb_chain_flags {
  * only leaf). QLB_E_UNTRUSTED, naming files and UUIDs, where a parent is
  * missing, an archive belongs to another image, two archives have the same
  * UUID, there are several leaves (those covered by another member aside; all
- * leaves are listed with time), or `at` is not among them. Archives that are
- * not on the path to the leaf are left out. QLB_E_DAMAGED as the reader. */
+ * leaves are listed with time), the links run in a circle, or `at` is not among
+ * them. Archives that are not on the path to the leaf are left out.
+ * QLB_E_USAGE where members have different digest algorithms. QLB_E_DAMAGED as
+ * the reader. Messages about one archive begin with its path. */
 struct qlb_chain *qlb_chain_open(const char *const *paths, unsigned n_paths,
                                  const struct qlb_uuid *at, unsigned flags,
                                  struct qlb_error *err);
@@ -50,7 +53,9 @@ struct qlb_chain_frame {
     unsigned member;
     struct qlb_lbz_entry entry; /* as in the member's page, but `live` is the
                                    mask that is left, and block_digests points
-                                   to `digests` */
+                                   to `digests`, digest to
+                                   `compressed_digest` */
+    uint8_t compressed_digest[QLB_DIGEST_MAX];
     uint8_t digests[QLB_LBZ_STRIPE_BLOCKS * QLB_DIGEST_MAX];
 };
 
