@@ -252,57 +252,27 @@ static int read_string_ext(const struct qlb_qcow2_header *h, uint32_t type,
     return 0;
 }
 
-static const char *check_bitmaps_ext(struct qlb_qcow2_header *h,
-                                     const struct qlb_header_ext *ext)
+/* Damaged bitmaps don't keep the disk from being read, so nothing is refused
+ * here; qlb_bitmap_directory_read checks the fields. What is no bitmaps
+ * extension at all is given as one with no bitmaps, which the specification
+ * forbids, so that it can't pass for a good one. */
+static void read_bitmaps_ext(struct qlb_qcow2_header *h)
 {
-    if (ext->size != QLB_EXT_BITMAPS_SIZE) {
-        return "bitmaps extension: length";
-    }
-    if (get_be32(ext->data + 4) != 0) {
-        return "bitmaps extension: reserved field";
-    }
-    h->n_bitmaps = get_be32(ext->data);
-    h->bitmap_directory_size = get_be64(ext->data + 8);
-    h->bitmap_directory_offset = get_be64(ext->data + 16);
-    if (h->n_bitmaps == 0 || h->n_bitmaps > QLB_MAX_BITMAPS) {
-        return "bitmaps extension: number of bitmaps";
-    }
-    if (h->bitmap_directory_size > QLB_MAX_BITMAP_DIRECTORY ||
-        h->bitmap_directory_size / QLB_BITMAP_ENTRY < h->n_bitmaps) {
-        return "bitmaps extension: size of the directory";
-    }
-    if (h->bitmap_directory_offset == 0 ||
-        h->bitmap_directory_offset % h->cluster_size != 0 ||
-        h->bitmap_directory_offset >= QLB_MAX_OFFSET) {
-        return "bitmaps extension: offset of the directory";
-    }
-    return NULL;
-}
-
-static int read_bitmaps_ext(struct qlb_qcow2_header *h, struct qlb_blkio *io,
-                            struct qlb_error *err)
-{
-    bool promised = h->autoclear & QLB_AUTOCLEAR_BITMAPS;
     const struct qlb_header_ext *ext;
-    const char *wrong;
     bool twice;
 
     ext = qlb_qcow2_header_ext(h, QLB_EXT_BITMAPS, &twice);
     if (ext == NULL) {
-        /* The specification calls the bit without the extension an error;
-         * QEMU does not mind, and there is nothing that could be misread. */
-        return 0;
+        return;
     }
-    wrong = twice ? "bitmaps extension: appears twice"
-                  : check_bitmaps_ext(h, ext);
-    if (wrong == NULL) {
-        h->has_bitmaps = true;
-        return 0;
+    h->has_bitmaps = true;
+    if (twice || ext->size != QLB_EXT_BITMAPS_SIZE ||
+        get_be32(ext->data + 4) != 0) {
+        return;
     }
-    h->n_bitmaps = 0;
-    h->bitmap_directory_size = 0;
-    h->bitmap_directory_offset = 0;
-    return promised ? damaged(io, err, wrong) : 0;
+    h->n_bitmaps = get_be32(ext->data);
+    h->bitmap_directory_size = get_be64(ext->data + 8);
+    h->bitmap_directory_offset = get_be64(ext->data + 16);
 }
 
 /* ---- what can't be read ---- */
@@ -527,10 +497,10 @@ static int read_names(struct qlb_qcow2_header *h,
                         "backing format name", &h->backing_format, io,
                         err) < 0 ||
         read_string_ext(h, QLB_EXT_DATA_FILE, QLB_MAX_DATA_FILE_NAME,
-                        "data file name", &h->data_file, io, err) < 0 ||
-        read_bitmaps_ext(h, io, err) < 0) {
+                        "data file name", &h->data_file, io, err) < 0) {
         return -1;
     }
+    read_bitmaps_ext(h);
     if (!(h->incompatible & QLB_INCOMPAT_DATA_FILE)) {
         /* As QEMU: without the feature bit the name means nothing. */
         free(h->data_file);

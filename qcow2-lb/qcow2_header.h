@@ -63,7 +63,9 @@ struct qlb_qcow2_header {
     char *backing_format;      /* NULL if not recorded */
     char *data_file;           /* name in the extension; NULL if none */
 
-    bool has_bitmaps;          /* the standard bitmaps extension is there */
+    bool has_bitmaps;          /* the standard bitmaps extension is there; its
+                                  fields are unchecked, and n_bitmaps is 0
+                                  where it can't be decoded */
     uint32_t n_bitmaps;
     uint64_t bitmap_directory_size, bitmap_directory_offset;
 
@@ -86,8 +88,7 @@ struct qlb_qcow2_header {
  * Errors, which begin with the file's name: QLB_E_DAMAGED where a field
  * breaks the specification or the image is marked corrupt, QLB_E_RUNTIME
  * where the image is fine but unsupported or is no qcow2 image at all.
- * A bitmaps extension that breaks the specification is an error only where
- * its autoclear bit stands; else has_bitmaps is false.  NULL on failure. */
+ * NULL on failure. */
 struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
                                                bool for_reading_data,
                                                struct qlb_error *err);
