@@ -12,6 +12,8 @@ to back and compared with its own index.
     lbz.py structures FILE           [{name, offset, length}] of every field
     lbz.py root FILE                 root digest and backup UUID
     lbz.py make -o FILE SPEC.json    an archive, also a hostile one
+    lbz.py hostile DIR               hostile archives and DIR/manifest.json
+                                     (see hostile_archives.py)
 
 The description that `make` takes is explained at class Maker.
 
@@ -1247,6 +1249,13 @@ def command_make(args):
     return 0
 
 
+def command_hostile(args):
+    """Write the hostile archives."""
+    import hostile_archives
+    hostile_archives.write_all(args.directory)
+    return 0
+
+
 def parse_arguments(argv):
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -1269,6 +1278,9 @@ def parse_arguments(argv):
     make.add_argument("-o", dest="output", required=True)
     make.add_argument("spec")
     make.set_defaults(run=command_make)
+    hostile = commands.add_parser("hostile")
+    hostile.add_argument("directory")
+    hostile.set_defaults(run=command_hostile)
     return parser.parse_args(argv)
 
 
