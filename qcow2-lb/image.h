@@ -31,8 +31,11 @@ struct qlb_image *qlb_image_open(const char *path, unsigned flags,
                                  struct qlb_error *err);
 void qlb_image_close(struct qlb_image *image);
 
-/* The disk of the image, for reading its content; owned by the image. */
+/* The disk of the image, for reading its content; owned by the image. NULL
+ * where a backing or data file can't be opened: the state can still be told
+ * then (rule 10), and _disk_error says what is wrong (else NULL). */
 const struct qlb_disk *qlb_image_disk(const struct qlb_image *image);
+const struct qlb_error *qlb_image_disk_error(const struct qlb_image *image);
 
 /* The decoded extension; NULL where livebackup is off, or the extension is
  * damaged or unsupported. */
@@ -55,29 +58,39 @@ struct qlb_changes;
 struct qlb_changes *qlb_image_changes(struct qlb_image *image, unsigned i,
                                       struct qlb_error *err);
 /* The first changed range at or after offset, in bytes, clipped to the
- * present virtual size (length 0: none). Growth counts as changed. Offsets
- * ascend over calls. */
+ * present virtual size (length 0: none). Growth counts as changed: what lies
+ * above the smallest size of the checkpoints from i on. Ranges that touch need
+ * not be joined. Any offset may be given; ascending ones are fast. */
 int qlb_changes_next(struct qlb_changes *changes, uint64_t offset,
                      uint64_t *start, uint64_t *length,
                      struct qlb_error *err);
 void qlb_changes_free(struct qlb_changes *changes);
 
-/* All below need QLB_IMAGE_WRITE, update the object too, and end synced. */
+/* All below need QLB_IMAGE_WRITE, update the object too, and end synced. They
+ * refuse an image that is marked dirty. What keeps checkpoints in the list
+ * fails with QLB_E_UNTRUSTED where rules 1 to 13 do not trust the image: the
+ * write would make it look well. A failure leaves the old state, but for a
+ * failed write or sync of the header itself: then the object refuses further
+ * changes, and what stands in the file is old or new. What could not be freed
+ * at the end is leaked, and no failure. */
 
 /* Turns livebackup on, with no checkpoint yet. granularity_bits: 12 to 31
  * (0: 64 KiB). QLB_E_USAGE: already on, version 2, clusters under 4 KiB, no
- * room in the header. */
+ * room in the header, more than 2^29 granules (QEMU's limit). */
 int qlb_image_enable(struct qlb_image *image, unsigned granularity_bits,
                      uint32_t ext_flags, struct qlb_error *err);
 
-/* Takes all of livebackup out of the image, also where it is damaged. */
+/* Takes all of livebackup out of the image, also where it is damaged.
+ * QLB_E_USAGE: there is nothing of it. QLB_E_UNTRUSTED: the extension has
+ * another version. */
 int qlb_image_disable(struct qlb_image *image, struct qlb_error *err);
 
 /* Adds a checkpoint, unconfirmed, as the newest: its bitmap is enabled and
  * clean (canaries aside), the one before frozen. Checkpoints that are not
  * trusted are dropped first where drop_untrusted is set (else QLB_E_UNTRUSTED
  * if there are any). Where the list is full, folds one as the specification
- * says. */
+ * says. virtual_size and confirmed of the argument are not looked at. With
+ * a damaged extension QLB_E_UNTRUSTED: recover first. */
 int qlb_image_add_checkpoint(struct qlb_image *image,
                              const struct qlb_checkpoint *checkpoint,
                              bool drop_untrusted, struct qlb_error *err);
@@ -87,11 +100,13 @@ int qlb_image_add_checkpoint(struct qlb_image *image,
  * stay gone.) */
 int qlb_image_undo_add(struct qlb_image *image, struct qlb_error *err);
 
+/* Writes the header alone; nothing where it is confirmed already. */
 int qlb_image_confirm(struct qlb_image *image, unsigned i,
                       struct qlb_error *err);
 
 /* Folds checkpoint i into the one before; the oldest is dropped. Any may be
- * folded; policy is the caller's. */
+ * folded; policy is the caller's. QLB_E_UNTRUSTED where one of the two bitmaps
+ * is not trusted. */
 int qlb_image_fold(struct qlb_image *image, unsigned i,
                    struct qlb_error *err);
 
@@ -102,8 +117,10 @@ struct qlb_recovery {
 };
 
 /* Drops what is not trusted, gives up an interrupted backup, and frees leaked
- * clusters. Where refcounts are too low (an error, not a leak) or the image
- * is marked dirty it changes nothing and says to use `qemu-img check -r`. */
+ * clusters (those with a refcount that nothing refers to). A damaged extension
+ * is replaced by a new one, with a new image UUID. Where refcounts are too low
+ * (an error, not a leak) or the image is marked dirty it changes nothing and
+ * says to use `qemu-img check -r`. */
 int qlb_image_recover(struct qlb_image *image, struct qlb_recovery *recovery,
                       struct qlb_error *err);
 

@@ -533,7 +533,7 @@ static int reserve(struct qlb_alloc *alloc, uint64_t count, uint64_t *offset,
                    struct qlb_error *err)
 {
     uint64_t cluster_size = alloc->header->cluster_size;
-    uint64_t first;
+    uint64_t first = 0;
 
     if (find_run(alloc, count, &first, err) < 0) {
         return -1;

@@ -213,6 +213,24 @@ int qlb_bitmap_directory_append(struct qlb_bitmap_directory *directory,
     return 0;
 }
 
+int qlb_bitmap_directory_write(struct qlb_blkio *io,
+                               const struct qlb_qcow2_header *header,
+                               const struct qlb_bitmap_directory *directory,
+                               uint64_t offset, struct qlb_error *err)
+{
+    size_t bytes = round_up(directory->size, header->cluster_size);
+    uint8_t *buf = calloc(1, bytes);
+    int ret;
+
+    if (buf == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", io->name);
+    }
+    memcpy(buf, directory->data, directory->size);
+    ret = qlb_blkio_write(io, buf, bytes, offset, err);
+    free(buf);
+    return ret;
+}
+
 /* ---- tables ---- */
 
 static uint64_t bits_of(const struct qlb_qcow2_header *header,

@@ -66,6 +66,12 @@ int qlb_bitmap_directory_append(struct qlb_bitmap_directory *directory,
                                 const struct qlb_bitmap_entry *entry,
                                 struct qlb_error *err);
 
+/* Writes it, padded with zeroes to whole clusters. */
+int qlb_bitmap_directory_write(struct qlb_blkio *io,
+                               const struct qlb_qcow2_header *header,
+                               const struct qlb_bitmap_directory *directory,
+                               uint64_t offset, struct qlb_error *err);
+
 /* Entries that the table of a bitmap of that granularity has, for the present
  * virtual size. */
 uint64_t qlb_bitmap_table_entries(const struct qlb_qcow2_header *header,
