@@ -1,3 +1,4 @@
+# Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Hostile qcow2 images: each has one absurdity, all else about it is sound.
 

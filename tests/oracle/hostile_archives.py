@@ -1,19 +1,23 @@
+# Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Archives that a reader must accept or refuse, each for one reason.
 
 write_all(DIR) writes NAME.lbz for each and manifest.json:
 
-    NAME: {"verdict": "ok" | "damaged" | "unsupported",
+    NAME: {"verdict": "ok" | "damaged" | "unsupported" | "any",
            "mention": ...}
 
 All digests and checksums of a bad archive are right unless they are the point,
-so that a reader can't refuse it for a simpler reason.  The mention is a
-regular expression for the message, to be matched without regard to case.
+so that a reader can't refuse it for a simpler reason.  "any": the
+specification leaves it open; only a crash or a hang is wrong.  The mention is
+a regular expression for the message, to be matched without regard to case.
 """
 
 import json
 import os
 import uuid
+
+import xxhash
 
 import lbz
 from lbz import BLOCK, Maker, PAGE_RANGE
@@ -55,6 +59,15 @@ def one_frame(override=(), **frame):
     """A full archive that is one frame of one block, changed as given."""
     return {"virtual_size": 64 * BLOCK, "override": dict(override),
             "frames": [dict({"offset": 0, "blocks": [{"fill": 5}]}, **frame)]}
+
+
+def huge_window_frame():
+    """A zstd frame of one block of zeroes that asks for a window of 2^41."""
+    frame = (lbz.ZSTD_MAGIC.to_bytes(4, "little") + b"\x44\xf8"
+             + (BLOCK - 256).to_bytes(2, "little")
+             + (1 | 1 << 1 | BLOCK << 3).to_bytes(3, "little") + b"\0")
+    checksum = xxhash.xxh64_intdigest(bytes(BLOCK)) & 0xFFFFFFFF
+    return frame + checksum.to_bytes(4, "little")
 
 
 GOOD = {
@@ -173,8 +186,6 @@ BAD_RECORD = {
         offset=15 * BLOCK, blocks=[{"fill": 1}, {"fill": 2}]),
         "stripe|cross|MiB|record"),
     "live-block-above-the-disk": (one_frame(offset=64 * BLOCK), ""),
-    "last-block-not-padded": (dict(one_frame(), virtual_size=100,
-                                   no_padding=True), "pad|zero"),
 }
 
 BAD_FRAME = {
@@ -279,6 +290,16 @@ BAD_LAYOUT = {
     "two-headers": (full(twice_header=True), ""),
 }
 
+# What the specification leaves open.
+OPEN = {
+    "last-block-not-padded": dict(one_frame(), virtual_size=100,
+                                  no_padding=True),
+    "parent-is-itself": incremental(parent_uuid=OWN),
+    "covered-zero": incremental(covered=[lbz.ZERO_UUID]),
+    "frame-with-huge-window": one_frame(raw=huge_window_frame().hex(),
+                                        blocks=[{"fill": 0}]),
+}
+
 DAMAGED = {**BAD_HEADER, **BAD_RECORD, **BAD_FRAME, **BAD_PAGE,
            **BAD_TRAILER, **BAD_LAYOUT}
 
@@ -317,6 +338,8 @@ def write_all(directory):
         write(name, spec, "unsupported", mention)
     for name, (spec, mention) in DAMAGED.items():
         write(name, spec, "damaged", mention)
+    for name, spec in OPEN.items():
+        write(name, spec, "any", "")
     with open(os.path.join(directory, "manifest.json"), "w") as file:
         json.dump(manifest, file, indent=1)
         file.write("\n")

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Independent implementation of the livebackup header extension.
 

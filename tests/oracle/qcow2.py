@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Independent qcow2 reader, made from docs/interop/qcow2.txt of QEMU.
 

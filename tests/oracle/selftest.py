@@ -1,3 +1,4 @@
+# Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tests the oracle against itself, zstd, qemu-img and qemu-io.
 
