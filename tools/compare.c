@@ -1,0 +1,314 @@
+/* A disk held against the chain of its archives.
+ *
+ * A job is a stripe of the disk with what the chain says of its 16 blocks.
+ * Where neither disk (by metadata) nor chain has anything, stripes are passed
+ * over in bulk.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "compare.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK QLB_LBZ_BLOCK
+
+struct compare_job {
+    uint64_t offset;
+    unsigned n_blocks;
+    uint16_t data;      /* blocks that the chain has content for */
+    uint16_t differing; /* found by `work` */
+    uint8_t digests[QLB_LBZ_STRIPE_BLOCKS][QLB_DIGEST_MAX];
+    uint8_t *blocks;
+};
+
+struct compare {
+    struct qlb_chain *chain;
+    const struct qlb_disk *disk;
+    const char *path;
+    enum qlb_digest_type digest;
+    size_t digest_size;
+    uint64_t size;
+
+    /* For `next`. */
+    struct qlb_disk_reader *scanner;
+    uint64_t position;
+    const struct qlb_chain_page *page; /* the first not yet passed */
+    bool pages_left;
+    /* Digest of each block of the page; NULL where it reads as zeroes. */
+    const uint8_t *expected[QLB_LBZ_PAGE_BLOCKS];
+
+    struct qlb_disk_reader **readers;
+    struct compare_job *jobs;
+    unsigned n_jobs, threads;
+    struct tool_progress progress;
+
+    uint64_t differing_blocks;
+    uint64_t range_start, range_end; /* of the differences not yet printed */
+    unsigned printed;
+};
+
+enum { MAX_PRINTED = 20 };
+
+static int load_page(struct compare *c, struct qlb_error *err)
+{
+    int ret = qlb_chain_next_page(c->chain, &c->page, err);
+
+    if (ret < 0) {
+        return -1;
+    }
+    c->pages_left = ret > 0;
+    memset(c->expected, 0, sizeof(c->expected));
+    for (unsigned i = 0; c->pages_left && i < c->page->n_frames; i++) {
+        const struct qlb_lbz_entry *entry = &c->page->frames[i].entry;
+        const uint8_t *digest = entry->block_digests;
+
+        for (unsigned b = 0; b < entry->n_blocks; b++) {
+            if (entry->live >> b & 1) {
+                c->expected[entry->first + b] = digest;
+                digest += c->digest_size;
+            }
+        }
+    }
+    return 0;
+}
+
+static uint64_t page_start(const struct compare *c)
+{
+    return c->pages_left ? c->page->number * QLB_LBZ_PAGE : UINT64_MAX;
+}
+
+/* Passes over whole stripes that are empty on both sides. */
+static int skip_empty(struct compare *c, struct qlb_error *err)
+{
+    uint64_t limit = page_start(c);
+
+    if (limit > c->size) {
+        limit = c->size;
+    }
+    while (c->position < limit) {
+        enum qlb_extent_type type;
+        uint64_t run, end;
+
+        if (qlb_disk_extent(c->scanner, c->position, limit - c->position,
+                            &type, &run, err) < 0) {
+            return -1;
+        }
+        end = c->position + run;
+        if (end < c->size) {
+            end -= end % QLB_LBZ_STRIPE;
+        }
+        if (type != QLB_EXTENT_ZERO || end <= c->position) {
+            break;
+        }
+        c->position = end;
+    }
+    return 0;
+}
+
+static void describe_stripe(const struct compare *c, struct compare_job *job)
+{
+    uint64_t start = page_start(c);
+
+    job->data = 0;
+    job->differing = 0;
+    if (job->offset < start || job->offset - start >= QLB_LBZ_PAGE) {
+        return;
+    }
+    for (unsigned i = 0; i < QLB_LBZ_STRIPE_BLOCKS; i++) {
+        const uint8_t *digest =
+            c->expected[(job->offset - start) / BLOCK + i];
+
+        if (digest != NULL) {
+            job->data |= (uint16_t)(1u << i);
+            memcpy(job->digests[i], digest, c->digest_size);
+        }
+    }
+}
+
+static int compare_next(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct compare *c = opaque;
+    struct compare_job *job = arg;
+    uint64_t left;
+
+    while (c->pages_left && c->position >= page_start(c) + QLB_LBZ_PAGE) {
+        if (load_page(c, err) < 0) {
+            return -1;
+        }
+    }
+    if (skip_empty(c, err) < 0) {
+        return -1;
+    }
+    if (c->position >= c->size) {
+        return 0;
+    }
+    job->offset = c->position;
+    left = c->size - c->position;
+    job->n_blocks = left >= QLB_LBZ_STRIPE
+                        ? QLB_LBZ_STRIPE_BLOCKS
+                        : (unsigned)((left + BLOCK - 1) / BLOCK);
+    c->position += QLB_LBZ_STRIPE;
+    describe_stripe(c, job);
+    return 1;
+}
+
+static int compare_work(void *opaque, void *arg, unsigned thread,
+                        struct qlb_error *err)
+{
+    struct compare *c = opaque;
+    struct compare_job *job = arg;
+    uint64_t length = (uint64_t)job->n_blocks * BLOCK;
+    uint8_t digest[QLB_DIGEST_MAX];
+
+    if (length > c->size - job->offset) {
+        memset(job->blocks + length - BLOCK, 0, BLOCK);
+        length = c->size - job->offset;
+    }
+    if (qlb_disk_read(c->readers[thread], job->blocks, job->offset, length,
+                      err) < 0) {
+        return -1;
+    }
+    for (unsigned i = 0; i < job->n_blocks; i++) {
+        const uint8_t *block = job->blocks + (size_t)i * BLOCK;
+        bool same;
+
+        if (job->data >> i & 1) {
+            qlb_digest(c->digest, block, BLOCK, digest);
+            same = memcmp(digest, job->digests[i], c->digest_size) == 0;
+        } else {
+            same = qlb_bits_all_zero(block, BLOCK);
+        }
+        if (!same) {
+            job->differing |= (uint16_t)(1u << i);
+        }
+    }
+    return 0;
+}
+
+static void print_range(struct compare *c)
+{
+    if (c->range_end > c->range_start && c->printed++ < MAX_PRINTED) {
+        tool_message("%s: differs from the chain in 0x%" PRIx64 "-0x%" PRIx64,
+                     c->path, c->range_start, c->range_end - 1);
+    }
+    c->range_start = c->range_end = 0;
+}
+
+static int compare_done(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct compare *c = opaque;
+    struct compare_job *job = arg;
+
+    (void)err;
+    for (unsigned i = 0; i < job->n_blocks; i++) {
+        uint64_t offset = job->offset + (uint64_t)i * BLOCK;
+
+        if (!(job->differing >> i & 1)) {
+            continue;
+        }
+        if (offset != c->range_end || c->range_end == c->range_start) {
+            print_range(c);
+            c->range_start = offset;
+        }
+        c->range_end = offset + BLOCK;
+        c->differing_blocks++;
+    }
+    tool_progress_update(&c->progress, job->offset);
+    return 0;
+}
+
+static int prepare(struct compare *c, struct qlb_error *err)
+{
+    c->scanner = qlb_disk_reader_new(c->disk, err);
+    if (c->scanner == NULL) {
+        return -1;
+    }
+    c->n_jobs = 2 * c->threads + 1;
+    c->readers = calloc(c->threads, sizeof(*c->readers));
+    c->jobs = calloc(c->n_jobs, sizeof(*c->jobs));
+    if (c->readers == NULL || c->jobs == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "comparing");
+    }
+    for (unsigned i = 0; i < c->threads; i++) {
+        c->readers[i] = qlb_disk_reader_new(c->disk, err);
+        if (c->readers[i] == NULL) {
+            return -1;
+        }
+    }
+    for (unsigned i = 0; i < c->n_jobs; i++) {
+        c->jobs[i].blocks = malloc(QLB_LBZ_STRIPE);
+        if (c->jobs[i].blocks == NULL) {
+            return qlb_fail_errno(err, ENOMEM, "comparing");
+        }
+    }
+    return load_page(c, err);
+}
+
+static void release(struct compare *c)
+{
+    for (unsigned i = 0; c->readers != NULL && i < c->threads; i++) {
+        qlb_disk_reader_free(c->readers[i]);
+    }
+    for (unsigned i = 0; c->jobs != NULL && i < c->n_jobs; i++) {
+        free(c->jobs[i].blocks);
+    }
+    free(c->readers);
+    free(c->jobs);
+    qlb_disk_reader_free(c->scanner);
+}
+
+static int run(struct compare *c, const struct compare_options *options,
+               struct qlb_error *err)
+{
+    static const struct qlb_pipeline_ops ops = {
+        .next = compare_next,
+        .work = compare_work,
+        .done = compare_done,
+    };
+    int ret;
+
+    tool_progress_begin(&c->progress, "compared", options->progress, c->size);
+    ret = qlb_pipeline_run(&ops, c, c->jobs, sizeof(*c->jobs), c->n_jobs,
+                           c->threads, &tool_stop, err);
+    tool_progress_end(&c->progress);
+    print_range(c);
+    if (ret == 0 && c->differing_blocks > 0) {
+        ret = qlb_fail(err, QLB_E_DAMAGED, "%s: %" PRIu64 " blocks of 64 KiB "
+                       "differ from the chain", c->path, c->differing_blocks);
+    }
+    return ret;
+}
+
+int compare_with_disk(struct qlb_chain *chain, const char *path,
+                      const struct compare_options *options,
+                      struct qlb_error *err)
+{
+    const struct qlb_lbz_header *header = qlb_chain_header(chain);
+    struct qlb_disk *disk = qlb_disk_open(path, QLB_DISK_LOCK, err);
+    struct compare c = {
+        .chain = chain,
+        .disk = disk,
+        .path = path,
+        .digest = header->digest,
+        .digest_size = qlb_digest_size(header->digest),
+        .threads = options->threads,
+    };
+    int ret = -1;
+
+    if (disk == NULL) {
+        return -1;
+    }
+    c.size = qlb_disk_size(disk);
+    if (c.size != header->virtual_size) {
+        qlb_fail(err, QLB_E_DAMAGED, "%s: has %" PRIu64 " bytes, the chain %"
+                 PRIu64, path, c.size, header->virtual_size);
+    } else if (prepare(&c, err) == 0) {
+        ret = run(&c, options, err);
+    }
+    release(&c);
+    qlb_disk_close(disk);
+    return ret;
+}

@@ -1,0 +1,732 @@
+/* lbdump: dumps a qcow2 disk into an archive, in full or what has changed.
+ *
+ * The order at the end is that of livebackup-extension.md, "Adding a
+ * checkpoint for an offline dump": seal the archive, sync it, add the
+ * checkpoint unconfirmed, make the archive whole and synced, confirm.  An
+ * error in between takes the checkpoint away again.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "dump.h"
+#include "tool.h"
+
+enum mode { MODE_FULL, MODE_INCREMENTAL, MODE_SINCE, MODE_AUTO, MODE_OVERLAY };
+
+enum {
+    OPT_INCREMENTAL = 256, OPT_SINCE, OPT_AUTO, OPT_OVERLAY, OPT_CHAIN,
+    OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS, OPT_RATE_LIMIT,
+    OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON,
+};
+
+static const struct tool_option options[] = {
+    { "incremental", OPT_INCREMENTAL, NULL,
+      "dump what changed since the last confirmed checkpoint" },
+    { "since", OPT_SINCE, "UUID", "dump what changed since that checkpoint" },
+    { "auto", OPT_AUTO, NULL, "incremental where there is trust, else full" },
+    { "overlay", OPT_OVERLAY, NULL,
+      "dump what the top overlay holds, on its backing image's checkpoint" },
+    { "chain", OPT_CHAIN, "NAME", "label of the chain (default: main)" },
+    { "copy", OPT_COPY, NULL, "leave the image untouched: no checkpoint" },
+    { "trust-pipe", OPT_TRUST_PIPE, NULL,
+      "confirm though the archive goes into a pipe" },
+    { "output", 'o', "FILE", "write the archive to FILE, whole or not at all" },
+    { "force", OPT_FORCE, NULL, "replace FILE where it exists" },
+    { "level", OPT_LEVEL, "N", "zstd compression level, 1 to 19 (default: 1)" },
+    { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
+    { "digest", OPT_DIGEST, "NAME", "xxh3 (default) or sha256" },
+    { "rate-limit", OPT_RATE_LIMIT, "RATE",
+      "read at most RATE bytes per second (as 50M)" },
+    { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
+    { "quiet", 'q', NULL, "show neither progress nor notes" },
+    { "json", OPT_JSON, NULL, "print a summary in JSON" },
+    TOOL_COMMON_OPTIONS
+};
+
+static const struct tool tool = {
+    .name = "lbdump",
+    .synopsis = "[OPTION]... DISK > ARCHIVE\n"
+                "       lbdump [OPTION]... -o ARCHIVE DISK",
+    .summary = "Dumps the qcow2 image DISK into an archive: in full, or with "
+               "--incremental\nwhat has changed since the last one.",
+    .options = options,
+};
+
+struct lbdump {
+    /* asked for */
+    const char *path;
+    const char *output; /* NULL: standard output */
+    const char *label;
+    enum mode mode;
+    struct qlb_uuid since;
+    bool copy, trust_pipe, force, quiet, json;
+    struct dump_options dump;
+
+    /* found and decided */
+    struct qlb_image *image;    /* NULL with --overlay */
+    struct qlb_disk *overlay;   /* with --overlay: the top */
+    struct qlb_image *backing;  /* with --overlay: its backing image */
+    const struct qlb_disk *disk;
+    bool record;                /* add a checkpoint to the image */
+    bool incremental;
+    unsigned since_index;
+    char reason[512];           /* why --auto made a full one; or empty */
+    struct qlb_changes *changes;
+    struct qlb_disk_reader *overlay_reader;
+    struct qlb_lbz_header header;
+    struct qlb_uuid covered[QLB_MAX_CHECKPOINTS];
+
+    /* result */
+    struct qlb_outfile *out;
+    struct qlb_lbz_writer *writer;
+    uint8_t root[QLB_DIGEST_MAX];
+    struct qlb_lbz_totals totals;
+    bool confirmed;
+    double seconds;
+};
+
+/* ---- opening ---- */
+
+static int open_image(struct lbdump *d, struct qlb_error *err)
+{
+    enum qlb_trust trust;
+
+    d->image = qlb_image_open(d->path, 0, err);
+    if (d->image == NULL) {
+        return -1;
+    }
+    trust = qlb_image_trust(d->image);
+    d->record = !d->copy && trust != QLB_TRUST_OFF &&
+                trust != QLB_TRUST_UNSUPPORTED &&
+                trust != QLB_TRUST_EXTENSION_DAMAGED;
+    if (d->record) {
+        /* Again, with the writer's locks. */
+        qlb_image_close(d->image);
+        d->image = qlb_image_open(d->path, QLB_IMAGE_WRITE, err);
+        if (d->image == NULL) {
+            return -1;
+        }
+        if (qlb_image_ext(d->image) == NULL) {
+            return qlb_fail(err, QLB_E_BUSY, "%s: the image was changed by "
+                            "another process", d->path);
+        }
+    }
+    d->disk = qlb_image_disk(d->image);
+    return 0;
+}
+
+static int open_overlay(struct lbdump *d, struct qlb_error *err)
+{
+    const char *backing;
+    const struct qlb_ext *ext;
+
+    d->overlay = qlb_disk_open(d->path, QLB_DISK_LOCK, err);
+    if (d->overlay == NULL) {
+        return -1;
+    }
+    d->disk = d->overlay;
+    backing = qlb_disk_backing_path(d->overlay);
+    if (backing == NULL) {
+        return qlb_fail(err, QLB_E_USAGE, "%s: --overlay wants an image with "
+                        "a backing file", d->path);
+    }
+    d->backing = qlb_image_open(backing, 0, err);
+    if (d->backing == NULL) {
+        return -1;
+    }
+    ext = qlb_image_ext(d->backing);
+    if (ext == NULL) {
+        enum qlb_trust trust = qlb_image_trust(d->backing);
+
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the backing image %s has "
+                        "no checkpoint: %s (%s)", d->path, backing,
+                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
+    }
+    return 0;
+}
+
+/* ---- deciding ---- */
+
+static const struct qlb_image *tracked_image(const struct lbdump *d)
+{
+    return d->backing != NULL ? d->backing : d->image;
+}
+
+/* Index of the checkpoint to go on from, or -1 with QLB_E_UNTRUSTED. */
+static int find_parent(struct lbdump *d, struct qlb_error *err)
+{
+    const struct qlb_image *image = tracked_image(d);
+    const struct qlb_ext *ext = qlb_image_ext(image);
+    enum qlb_trust trust = qlb_image_trust(image);
+    char text[QLB_UUID_TEXT];
+    int i;
+
+    if (trust == QLB_TRUST_OFF) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "livebackup is off; turn it on "
+                        "with 'lbctl enable', then make a full dump");
+    }
+    if (trust != QLB_TRUSTED || ext == NULL) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
+                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
+    }
+    if (d->mode == MODE_SINCE) {
+        i = qlb_ext_find(ext, &d->since);
+        if (i < 0) {
+            return qlb_fail(err, QLB_E_UNTRUSTED, "the image has no "
+                            "checkpoint %s; 'lbctl status' lists them",
+                            qlb_uuid_format(&d->since, text));
+        }
+    } else {
+        i = qlb_ext_newest_confirmed(ext, d->label);
+        if (i < 0) {
+            return qlb_fail(err, QLB_E_UNTRUSTED, "chain '%s' has no "
+                            "confirmed checkpoint (no-checkpoint)", d->label);
+        }
+    }
+    trust = qlb_image_trust_since(image, (unsigned)i);
+    if (trust != QLB_TRUSTED) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
+                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
+    }
+    return i;
+}
+
+static int decide(struct lbdump *d, struct qlb_error *err)
+{
+    int parent;
+
+    if (d->mode == MODE_FULL) {
+        return 0;
+    }
+    parent = find_parent(d, err);
+    if (parent >= 0) {
+        d->incremental = true;
+        d->since_index = (unsigned)parent;
+        return 0;
+    }
+    if (d->mode == MODE_AUTO) {
+        snprintf(d->reason, sizeof(d->reason), "%.500s", err->message);
+        return 0;
+    }
+    qlb_error_prefix(err, "%s: an incremental is not possible", d->path);
+    if (d->mode == MODE_INCREMENTAL) {
+        size_t used = strlen(err->message);
+
+        snprintf(err->message + used, sizeof(err->message) - used,
+                 "; make a full dump, or use --auto");
+    }
+    return -1;
+}
+
+/* Tells what an operator may not expect. */
+static void say_what_is_done(const struct lbdump *d)
+{
+    enum qlb_trust trust;
+
+    if (d->quiet) {
+        return;
+    }
+    if (d->mode == MODE_AUTO) {
+        if (d->incremental) {
+            tool_message("%s: incremental: the tracked changes are trusted",
+                         d->path);
+        } else {
+            tool_message("%s: full: %s", d->path, d->reason);
+        }
+    }
+    if (d->image == NULL || d->copy) {
+        return;
+    }
+    trust = qlb_image_trust(d->image);
+    if (trust == QLB_TRUST_OFF) {
+        tool_message("%s: livebackup is off, so this dump is not followed by "
+                     "incrementals; turn it on with: lbctl enable %s",
+                     d->path, d->path);
+    } else if (!d->record) {
+        tool_message("%s: no checkpoint is recorded: %s (%s)", d->path,
+                     qlb_trust_reason(trust), qlb_trust_keyword(trust));
+    } else if (!d->incremental && trust != QLB_TRUSTED &&
+               trust != QLB_TRUST_NO_CHECKPOINT) {
+        tool_message("%s: checkpoints that can't be trusted are dropped: %s "
+                     "(%s)", d->path, qlb_trust_reason(trust),
+                     qlb_trust_keyword(trust));
+    }
+}
+
+/* ---- the header ---- */
+
+/* Checkpoints of the same label between the parent and this one; the clip is
+ * the smallest size in between, where the disk has grown since. */
+static void describe_increment(struct lbdump *d, const struct qlb_ext *ext)
+{
+    const struct qlb_checkpoint *parent = &ext->checkpoints[d->since_index];
+    uint64_t smallest = d->header.virtual_size;
+
+    d->header.incremental = true;
+    d->header.parent = parent->uuid;
+    for (unsigned i = d->since_index + 1; i < ext->n_checkpoints; i++) {
+        const struct qlb_checkpoint *c = &ext->checkpoints[i];
+
+        if (c->virtual_size < smallest) {
+            smallest = c->virtual_size;
+        }
+        if (strcmp(c->label, d->label) == 0) {
+            d->covered[d->header.n_covered++] = c->uuid;
+        }
+    }
+    if (smallest < d->header.virtual_size &&
+        smallest < parent->virtual_size) {
+        d->header.clip = smallest;
+    }
+}
+
+static void make_header(struct lbdump *d)
+{
+    const struct qlb_image *image = tracked_image(d);
+    const struct qlb_ext *ext = qlb_image_ext(image);
+    struct qlb_lbz_header *h = &d->header;
+
+    *h = (struct qlb_lbz_header) {
+        .digest = d->dump.digest,
+        .virtual_size = qlb_disk_size(d->disk),
+        .clip = QLB_LBZ_NO_CLIP,
+        .time = (uint64_t)time(NULL),
+        .uuid = tool_random_uuid(),
+        .covered = d->covered,
+    };
+    snprintf(h->label, sizeof(h->label), "%s", d->label);
+    h->image_uuid = ext != NULL ? ext->image_uuid : tool_random_uuid();
+    if (d->incremental) {
+        describe_increment(d, ext);
+    }
+}
+
+/* ---- ranges ---- */
+
+static int whole_disk(void *opaque, uint64_t offset, uint64_t *start,
+                      uint64_t *length, struct qlb_error *err)
+{
+    const struct lbdump *d = opaque;
+
+    (void)err;
+    *start = offset;
+    *length = qlb_disk_size(d->disk) - offset;
+    return 0;
+}
+
+/* The next range that the top overlay itself holds. */
+static int next_allocated(struct lbdump *d, uint64_t offset, uint64_t *start,
+                          uint64_t *length, struct qlb_error *err)
+{
+    uint64_t size = qlb_disk_size(d->disk);
+
+    *length = 0;
+    while (offset < size) {
+        enum qlb_extent_type type;
+        uint64_t run;
+
+        if (qlb_disk_top_extent(d->overlay_reader, offset, size - offset,
+                                &type, &run, err) < 0) {
+            return -1;
+        }
+        if (type != QLB_EXTENT_UNALLOCATED) {
+            *start = offset;
+            *length = run;
+            return 0;
+        }
+        offset += run;
+    }
+    return 0;
+}
+
+/* What has changed since the parent: of two sources, the nearer range. The
+ * block that holds the disk's end is changed if the disk was cut there. */
+static int changed(void *opaque, uint64_t offset, uint64_t *start,
+                   uint64_t *length, struct qlb_error *err)
+{
+    struct lbdump *d = opaque;
+    uint64_t size = qlb_disk_size(d->disk);
+    uint64_t other, other_length = 0;
+
+    *length = 0;
+    if (offset < qlb_disk_size(qlb_image_disk(tracked_image(d))) &&
+        qlb_changes_next(d->changes, offset, start, length, err) < 0) {
+        return -1;
+    }
+    if (*length > 0 && *start >= size) {
+        *length = 0;
+    }
+    if (*length > size - *start) {
+        *length = size - *start;
+    }
+    if (d->overlay != NULL) {
+        if (next_allocated(d, offset, &other, &other_length, err) < 0) {
+            return -1;
+        }
+        if (other_length > 0 && (*length == 0 || other < *start)) {
+            *start = other;
+            *length = other_length;
+        }
+    }
+    return 0;
+}
+
+/* Whether the parent holds content above this disk's end in its last block. */
+static bool cut_within_block(const struct lbdump *d)
+{
+    const struct qlb_ext *ext = qlb_image_ext(tracked_image(d));
+    uint64_t size = d->header.virtual_size;
+
+    return d->incremental && size % QLB_LBZ_BLOCK != 0 &&
+           ext->checkpoints[d->since_index].virtual_size > size;
+}
+
+/* The changed ranges and, at the end, the block the disk was cut in. */
+static int changed_and_cut(void *opaque, uint64_t offset, uint64_t *start,
+                           uint64_t *length, struct qlb_error *err)
+{
+    struct lbdump *d = opaque;
+    uint64_t size = d->header.virtual_size;
+    uint64_t last = size - size % QLB_LBZ_BLOCK;
+
+    if (changed(d, offset, start, length, err) < 0) {
+        return -1;
+    }
+    if (*length == 0 && cut_within_block(d) && offset < size) {
+        *start = offset > last ? offset : last;
+        *length = size - *start;
+    }
+    return 0;
+}
+
+static int prepare_ranges(struct lbdump *d, struct dump_ranges *ranges,
+                          struct qlb_error *err)
+{
+    struct qlb_image *image = d->backing != NULL ? d->backing : d->image;
+
+    ranges->opaque = d;
+    ranges->next = whole_disk;
+    d->dump.expected = 0;
+    if (!d->incremental) {
+        return 0;
+    }
+    ranges->next = changed_and_cut;
+    d->changes = qlb_image_changes(image, d->since_index, err);
+    if (d->changes == NULL ||
+        qlb_image_changed_bytes(image, d->since_index, &d->dump.expected,
+                                err) < 0) {
+        return -1;
+    }
+    if (d->overlay != NULL) {
+        d->dump.expected = 0;
+        d->overlay_reader = qlb_disk_reader_new(d->overlay, err);
+        if (d->overlay_reader == NULL) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* ---- the end ---- */
+
+static int add_checkpoint(struct lbdump *d, struct qlb_error *err)
+{
+    struct qlb_checkpoint checkpoint = {
+        .uuid = d->header.uuid,
+        .time = d->header.time,
+        .virtual_size = d->header.virtual_size,
+    };
+
+    snprintf(checkpoint.label, sizeof(checkpoint.label), "%s", d->label);
+    memcpy(checkpoint.root, d->root, sizeof(checkpoint.root));
+    /* What is not trusted now never will be again. */
+    return qlb_image_add_checkpoint(d->image, &checkpoint, true, err);
+}
+
+/* The trailer, the name, the confirmation: what makes the archive one. */
+static int complete_archive(struct lbdump *d, struct qlb_error *err)
+{
+    const struct qlb_ext *ext;
+
+    if (qlb_lbz_writer_finish(d->writer, &d->totals, err) < 0 ||
+        qlb_outfile_commit(d->out, err) < 0) {
+        return -1;
+    }
+    if (!d->record ||
+        (!qlb_outfile_is_regular(d->out) && !d->trust_pipe)) {
+        return 0;
+    }
+    ext = qlb_image_ext(d->image);
+    if (qlb_image_confirm(d->image, ext->n_checkpoints - 1, err) < 0) {
+        /* The archive is there and good: the checkpoint must stay. */
+        return qlb_error_prefix(err, "the archive is complete, but its "
+                                "checkpoint could not be confirmed");
+    }
+    d->confirmed = true;
+    return 0;
+}
+
+static int finish(struct lbdump *d, struct qlb_error *err)
+{
+    struct qlb_error undo_err;
+
+    if (qlb_lbz_writer_seal(d->writer, d->root, err) < 0 ||
+        qlb_outfile_sync(d->out, err) < 0) {
+        return -1;
+    }
+    if (tool_stop) {
+        return qlb_fail(err, QLB_E_RUNTIME, "interrupted");
+    }
+    if (d->record && add_checkpoint(d, err) < 0) {
+        return -1;
+    }
+    if (complete_archive(d, err) == 0) {
+        return 0;
+    }
+    if (d->record && !qlb_outfile_is_committed(d->out) &&
+        qlb_image_undo_add(d->image, &undo_err) < 0) {
+        tool_fail(d->path, &undo_err);
+    }
+    return -1;
+}
+
+static int open_output(struct lbdump *d, struct qlb_error *err)
+{
+    if (d->output != NULL) {
+        d->out = qlb_outfile_create(d->output,
+                                    d->force ? QLB_OUTFILE_FORCE : 0, err);
+    } else {
+        d->out = qlb_outfile_fd(STDOUT_FILENO, "standard output", err);
+    }
+    return d->out == NULL ? -1 : 0;
+}
+
+static int dump_disk(struct lbdump *d, struct qlb_error *err)
+{
+    struct dump_ranges ranges;
+
+    if ((d->mode == MODE_OVERLAY ? open_overlay(d, err)
+                                 : open_image(d, err)) < 0 ||
+        decide(d, err) < 0) {
+        return -1;
+    }
+    say_what_is_done(d);
+    make_header(d);
+    if (prepare_ranges(d, &ranges, err) < 0 || open_output(d, err) < 0) {
+        return -1;
+    }
+    d->writer = qlb_lbz_writer_new(d->out, &d->header, err);
+    if (d->writer == NULL ||
+        dump_run(d->disk, &ranges, d->incremental, &d->dump, d->writer,
+                 err) < 0) {
+        return -1;
+    }
+    return finish(d, err);
+}
+
+/* ---- the summary ---- */
+
+static void add_checkpoint_fields(const struct lbdump *d, json_t *summary)
+{
+    json_object_set_new(summary, "uuid", tool_json_uuid(&d->header.uuid));
+    json_object_set_new(summary, "parent", tool_json_uuid(&d->header.parent));
+    json_object_set_new(summary, "image_uuid",
+                        tool_json_uuid(&d->header.image_uuid));
+    json_object_set_new(summary, "label", json_string(d->label));
+    json_object_set_new(summary, "time",
+                        json_integer((json_int_t)d->header.time));
+    json_object_set_new(summary, "checkpoint", json_boolean(d->record));
+    json_object_set_new(summary, "confirmed", json_boolean(d->confirmed));
+}
+
+static int print_summary(const struct lbdump *d)
+{
+    json_t *summary = json_object();
+
+    json_object_set_new(summary, "disk", json_string(d->path));
+    json_object_set_new(summary, "archive",
+                        d->output == NULL ? json_null()
+                                          : json_string(d->output));
+    json_object_set_new(summary, "kind",
+                        json_string(d->incremental ? "incremental" : "full"));
+    json_object_set_new(summary, "reason",
+                        d->reason[0] == '\0' ? json_null()
+                                             : json_string(d->reason));
+    add_checkpoint_fields(d, summary);
+    json_object_set_new(summary, "virtual_size",
+                        json_integer((json_int_t)d->header.virtual_size));
+    json_object_set_new(summary, "data_bytes",
+        json_integer((json_int_t)(d->totals.data_blocks * QLB_LBZ_BLOCK)));
+    json_object_set_new(summary, "zero_bytes",
+        json_integer((json_int_t)(d->totals.zero_blocks * QLB_LBZ_BLOCK)));
+    json_object_set_new(summary, "archive_bytes",
+                        json_integer((json_int_t)d->totals.archive_size));
+    json_object_set_new(summary, "root_digest",
+        tool_json_hex(d->root, qlb_digest_size(d->header.digest)));
+    json_object_set_new(summary, "seconds", json_real(d->seconds));
+    return tool_print_json(summary, d->output == NULL);
+}
+
+static void note_unconfirmed(const struct lbdump *d)
+{
+    char uuid[QLB_UUID_TEXT], root[2 * QLB_DIGEST_MAX + 1];
+
+    if (d->quiet || !d->record || d->confirmed) {
+        return;
+    }
+    qlb_uuid_format(&d->header.uuid, uuid);
+    qlb_hex(d->root, qlb_digest_size(d->header.digest), root);
+    tool_message("%s: the archive went into a pipe, so its checkpoint is not "
+                 "confirmed; when it is safe: lbctl confirm %s %s %s",
+                 d->path, d->path, uuid, root);
+}
+
+static void release(struct lbdump *d)
+{
+    qlb_lbz_writer_free(d->writer);
+    qlb_outfile_close(d->out);
+    qlb_changes_free(d->changes);
+    qlb_disk_reader_free(d->overlay_reader);
+    qlb_image_close(d->image);
+    qlb_image_close(d->backing);
+    qlb_disk_close(d->overlay);
+}
+
+/* ---- options ---- */
+
+static void set_mode(struct lbdump *d, enum mode mode)
+{
+    if (d->mode != MODE_FULL) {
+        tool_usage("--incremental, --since, --auto and --overlay exclude each "
+                   "other");
+    }
+    d->mode = mode;
+}
+
+static enum qlb_digest_type parse_digest(const char *name)
+{
+    if (strcmp(name, "xxh3") == 0) {
+        return QLB_DIGEST_XXH3_128;
+    }
+    if (strcmp(name, "sha256") == 0) {
+        return QLB_DIGEST_SHA256;
+    }
+    tool_usage("--digest: '%s' is neither xxh3 nor sha256", name);
+}
+
+static void parse_option(struct lbdump *d, int option)
+{
+    switch (option) {
+    case OPT_INCREMENTAL:
+        set_mode(d, MODE_INCREMENTAL);
+        break;
+    case OPT_SINCE:
+        set_mode(d, MODE_SINCE);
+        d->since = tool_parse_uuid(optarg, "--since");
+        break;
+    case OPT_AUTO:
+        set_mode(d, MODE_AUTO);
+        break;
+    case OPT_OVERLAY:
+        set_mode(d, MODE_OVERLAY);
+        break;
+    case OPT_CHAIN:
+        if (!qlb_label_valid(optarg)) {
+            tool_usage("--chain: '%s' is no label: 1 to %u of the characters "
+                       "A-Z a-z 0-9 . _ -", optarg, QLB_LABEL_MAX);
+        }
+        d->label = optarg;
+        break;
+    case OPT_COPY:
+        d->copy = true;
+        break;
+    case OPT_TRUST_PIPE:
+        d->trust_pipe = true;
+        break;
+    case 'o':
+        d->output = optarg;
+        break;
+    case OPT_FORCE:
+        d->force = true;
+        break;
+    case OPT_LEVEL:
+        d->dump.level = (int)tool_parse_number(optarg, "--level", 1, 19);
+        break;
+    case OPT_THREADS:
+        d->dump.threads = tool_parse_number(optarg, "--threads", 1, 256);
+        break;
+    case OPT_DIGEST:
+        d->dump.digest = parse_digest(optarg);
+        break;
+    case OPT_RATE_LIMIT:
+        d->dump.rate.bytes_per_second = tool_parse_size(optarg,
+                                                        "--rate-limit");
+        break;
+    case OPT_PROGRESS:
+        d->dump.progress = PROGRESS_ON;
+        break;
+    case 'q':
+        d->quiet = true;
+        break;
+    case OPT_JSON:
+        d->json = true;
+        break;
+    }
+}
+
+static void parse_options(struct lbdump *d, int argc, char **argv)
+{
+    int option;
+
+    while ((option = tool_getopt(&tool, argc, argv)) != -1) {
+        parse_option(d, option);
+    }
+    if (argc - optind != 1) {
+        tool_usage("one DISK is wanted, %d given", argc - optind);
+    }
+    d->path = argv[optind];
+    if (d->quiet) {
+        d->dump.progress = PROGRESS_OFF;
+    }
+    if (d->output == NULL && isatty(STDOUT_FILENO)) {
+        tool_usage("an archive is not written to a terminal; redirect it, or "
+                   "use -o FILE");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct lbdump d = {
+        .label = "main",
+        .dump = {
+            .level = 1,
+            .threads = tool_default_threads(),
+            .digest = QLB_DIGEST_XXH3_128,
+        },
+    };
+    double start = tool_clock();
+    struct qlb_error err;
+    int status = 0;
+
+    tool_begin("lbdump");
+    parse_options(&d, argc, argv);
+    if (dump_disk(&d, &err) < 0) {
+        status = tool_fail(d.path, &err);
+        tool_discard_stdout(d.output == NULL ? d.out : NULL);
+    } else {
+        d.seconds = tool_clock() - start;
+        note_unconfirmed(&d);
+        if (d.json && print_summary(&d) < 0) {
+            status = QLB_E_RUNTIME;
+        }
+    }
+    release(&d);
+    return status;
+}

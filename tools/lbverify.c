@@ -1,0 +1,563 @@
+/* lbverify: checks archives, chains, and a disk against its chain.
+ *
+ * Every structure and every digest is checked; damage is reported with file,
+ * offset and guest range, and the rest is still checked.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "compare.h"
+#include "stream_job.h"
+#include "tool.h"
+
+enum {
+    OPT_IMAGE = 256, OPT_AT, OPT_RECEIPT, OPT_FORCE, OPT_THREADS,
+    OPT_PROGRESS, OPT_JSON,
+};
+
+static const struct tool_option options[] = {
+    { "image", OPT_IMAGE, "DISK", "compare the chain with that disk" },
+    { "at", OPT_AT, "UUID", "end the chain with that archive" },
+    { "receipt", OPT_RECEIPT, NULL,
+      "print UUID and root digest of each good archive" },
+    { "output", 'o', "FILE",
+      "store the archive that comes through a pipe (ARCHIVE is '-')" },
+    { "force", OPT_FORCE, NULL, "replace FILE where it exists" },
+    { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
+    { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
+    { "quiet", 'q', NULL, "show neither progress nor notes" },
+    { "json", OPT_JSON, NULL, "print a summary in JSON" },
+    TOOL_COMMON_OPTIONS
+};
+
+static const struct tool tool = {
+    .name = "lbverify",
+    .synopsis = "[OPTION]... ARCHIVE...\n"
+                "       lbverify [OPTION]... -o FILE - < ARCHIVE",
+    .summary = "Checks every digest and every structure of each archive, and "
+               "where several are\ngiven, that they are a chain.",
+    .options = options,
+};
+
+struct verify_job {
+    struct stream_job stream; /* first */
+    bool failed;
+    struct qlb_error err;
+};
+
+/* One archive that is checked. */
+struct archive {
+    const char *path;
+    struct qlb_lbz_reader *reader;
+    const struct qlb_lbz_header *header;
+    uint64_t next_page;
+    bool page_loaded, lost;
+    struct qlb_lbz_page page;
+    unsigned entry; /* the next one of the page */
+    unsigned damages;
+};
+
+struct lbverify {
+    const char *const *inputs;
+    unsigned n_inputs;
+    const char *image, *output;
+    bool receipt, force, quiet, json, has_at;
+    struct qlb_uuid at;
+    unsigned threads;
+    enum tool_progress_mode progress_mode;
+
+    struct verify_job *jobs;
+    unsigned n_jobs;
+    struct chain_worker *workers;
+    struct archive archive; /* the one at work */
+    struct tool_progress progress;
+    uint64_t bytes;
+
+    json_t *results;
+    int status;
+};
+
+static void note_status(struct lbverify *v, int status)
+{
+    if (status > v->status) {
+        v->status = status;
+    }
+}
+
+/* ---- one archive, through its index ---- */
+
+/* Loads the next page: 1; 0 at the end; -1: job->err tells of a bad one. */
+static int next_page(struct archive *a, struct qlb_error *err)
+{
+    uint64_t number;
+    int ret = qlb_lbz_reader_find_page(a->reader, a->next_page, &number, err);
+
+    if (ret <= 0) {
+        a->next_page = UINT64_MAX;
+        return ret;
+    }
+    a->next_page = number + 1;
+    a->entry = 0;
+    if (qlb_lbz_reader_load_page(a->reader, number, &a->page, err) < 0) {
+        a->lost = true;
+        return -1;
+    }
+    a->page_loaded = true;
+    /* Behind a damaged page the layout can't be followed any more. */
+    if (!a->lost && qlb_lbz_reader_check_layout(a->reader, &a->page,
+                                                err) < 0) {
+        a->lost = true;
+        return -1;
+    }
+    return 1;
+}
+
+static void take_entry(struct archive *a, struct chain_job *job)
+{
+    const struct qlb_lbz_entry *entry = &a->page.entries[a->entry++];
+    size_t size = qlb_digest_size(a->header->digest);
+
+    job->page_offset = a->page.number * QLB_LBZ_PAGE;
+    job->entry = *entry;
+    memcpy(job->digest, entry->digest, size);
+    memcpy(job->block_digests, entry->block_digests,
+           size * (size_t)__builtin_popcount(entry->live));
+    job->entry.digest = job->digest;
+    job->entry.block_digests = job->block_digests;
+}
+
+/* Damage is no error of the pipeline: it becomes a failed job. */
+static int verify_next(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct lbverify *v = opaque;
+    struct verify_job *job = arg;
+    struct archive *a = &v->archive;
+
+    (void)err;
+    job->failed = false;
+    while (!a->page_loaded || a->entry == a->page.n_entries) {
+        int ret;
+
+        if (a->next_page == UINT64_MAX) {
+            return 0;
+        }
+        a->page_loaded = false;
+        ret = next_page(a, &job->err);
+        if (ret < 0) {
+            job->failed = true;
+            return 1;
+        }
+    }
+    take_entry(a, &job->stream.job);
+    return 1;
+}
+
+static int verify_work(void *opaque, void *arg, unsigned thread,
+                       struct qlb_error *err)
+{
+    struct lbverify *v = opaque;
+    struct verify_job *job = arg;
+    struct chain_job *j = &job->stream.job;
+    const struct chain_worker *worker = &v->workers[thread];
+    const struct archive *a = &v->archive;
+
+    (void)err;
+    if (job->failed) {
+        return 0;
+    }
+    j->packed = worker->packed;
+    j->blocks = worker->blocks;
+    if (qlb_lbz_reader_frame(a->reader, &j->entry, j->page_offset, j->packed,
+                             &job->err) < 0 ||
+        qlb_lbz_decode_at(worker->decoder, j->entry.record_offset,
+                          j->page_offset + (uint64_t)j->entry.first *
+                              QLB_LBZ_BLOCK,
+                          chain_job_compressed(j), j->entry.size,
+                          j->entry.n_blocks, j->blocks, &job->err) < 0 ||
+        qlb_lbz_check_blocks(a->header->digest, &j->entry, j->page_offset,
+                             j->blocks, &job->err) < 0) {
+        job->failed = true;
+    }
+    return 0;
+}
+
+static int verify_done(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct lbverify *v = opaque;
+    struct verify_job *job = arg;
+
+    (void)err;
+    if (job->failed) {
+        v->archive.damages++;
+        note_status(v, tool_fail(v->archive.path, &job->err));
+        return 0;
+    }
+    v->bytes += (uint64_t)job->stream.job.entry.n_blocks * QLB_LBZ_BLOCK;
+    tool_progress_update(&v->progress, v->bytes);
+    return 0;
+}
+
+static void print_receipt(const struct qlb_uuid *uuid, const uint8_t *root,
+                          enum qlb_digest_type digest)
+{
+    char text[QLB_UUID_TEXT], hex[2 * QLB_DIGEST_MAX + 1];
+
+    qlb_hex(root, qlb_digest_size(digest), hex);
+    printf("%s %s\n", qlb_uuid_format(uuid, text), hex);
+}
+
+/* What was found of an archive; header is NULL where it could not be read. */
+static void add_result(struct lbverify *v, const char *path, bool good,
+                       const struct qlb_lbz_header *header,
+                       const uint8_t *root)
+{
+    json_t *result = json_object();
+
+    json_object_set_new(result, "archive", json_string(path));
+    json_object_set_new(result, "good", json_boolean(good));
+    if (header != NULL) {
+        json_object_set_new(result, "uuid", tool_json_uuid(&header->uuid));
+        json_object_set_new(result, "parent",
+                            tool_json_uuid(&header->parent));
+        json_object_set_new(result, "label", json_string(header->label));
+        json_object_set_new(result, "time",
+                            json_integer((json_int_t)header->time));
+        json_object_set_new(result, "root_digest",
+            tool_json_hex(root, qlb_digest_size(header->digest)));
+    }
+    json_array_append_new(v->results, result);
+    if (good && v->receipt) {
+        print_receipt(&header->uuid, root, header->digest);
+    }
+}
+
+static int run_archive(struct lbverify *v, struct qlb_error *err)
+{
+    static const struct qlb_pipeline_ops ops = {
+        .next = verify_next,
+        .work = verify_work,
+        .done = verify_done,
+    };
+    struct archive *a = &v->archive;
+    const struct qlb_lbz_totals *totals = qlb_lbz_reader_totals(a->reader);
+    int ret;
+
+    v->bytes = 0;
+    tool_progress_begin(&v->progress, "verified", v->progress_mode,
+                        totals->data_blocks * QLB_LBZ_BLOCK);
+    ret = qlb_pipeline_run(&ops, v, v->jobs, sizeof(*v->jobs), v->n_jobs,
+                           v->threads, &tool_stop, err);
+    tool_progress_end(&v->progress);
+    if (ret == 0 && !a->lost) {
+        ret = qlb_lbz_reader_check_layout(a->reader, NULL, err);
+    }
+    return ret;
+}
+
+static void verify_archive(struct lbverify *v, const char *path)
+{
+    struct archive *a = &v->archive;
+    struct qlb_error err;
+
+    *a = (struct archive) { .path = path };
+    a->reader = qlb_lbz_reader_open(path, &err);
+    if (a->reader == NULL) {
+        note_status(v, tool_fail(path, &err));
+        add_result(v, path, false, NULL, NULL);
+        return;
+    }
+    a->header = qlb_lbz_reader_header(a->reader);
+    qlb_lbz_page_init(&a->page);
+    if (run_archive(v, &err) < 0) {
+        a->damages++;
+        note_status(v, tool_fail(path, &err));
+    }
+    add_result(v, path, a->damages == 0, a->header,
+               qlb_lbz_reader_root(a->reader));
+    qlb_lbz_page_release(&a->page);
+    qlb_lbz_reader_close(a->reader);
+}
+
+/* ---- one archive, through a pipe ---- */
+
+struct pipe_check {
+    struct lbverify *v;
+    struct stream_walk walk;
+};
+
+static int pipe_next(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct pipe_check *check = opaque;
+    struct verify_job *job = arg;
+
+    return stream_walk_next(&check->walk, &job->stream, err);
+}
+
+static int pipe_work(void *opaque, void *arg, unsigned thread,
+                     struct qlb_error *err)
+{
+    struct pipe_check *check = opaque;
+    struct verify_job *job = arg;
+
+    return stream_job_decode(&check->walk, &job->stream,
+                             &check->v->workers[thread], err);
+}
+
+static int pipe_done(void *opaque, void *arg, struct qlb_error *err)
+{
+    struct pipe_check *check = opaque;
+    struct verify_job *job = arg;
+
+    if (!job->stream.index) {
+        check->v->bytes += job->stream.job.n_blocks * QLB_LBZ_BLOCK;
+        tool_progress_update(&check->v->progress, check->v->bytes);
+    }
+    return stream_walk_check(&check->walk, &job->stream, err);
+}
+
+static int run_stream(struct lbverify *v, struct qlb_lbz_stream *stream,
+                      const char *name, struct qlb_error *err)
+{
+    static const struct qlb_pipeline_ops ops = {
+        .next = pipe_next,
+        .work = pipe_work,
+        .done = pipe_done,
+    };
+    struct pipe_check check = { .v = v };
+    int ret;
+
+    if (stream_walk_begin(&check.walk, stream, name, err) < 0) {
+        return -1;
+    }
+    tool_progress_begin(&v->progress, "verified", v->progress_mode, 0);
+    ret = qlb_pipeline_run(&ops, &check, v->jobs, sizeof(*v->jobs), v->n_jobs,
+                           v->threads, &tool_stop, err);
+    tool_progress_end(&v->progress);
+    stream_walk_end(&check.walk);
+    return ret;
+}
+
+/* The archive is good only when it is also safely stored. */
+static void verify_stream(struct lbverify *v)
+{
+    static const char name[] = "standard input";
+    struct qlb_outfile *out = NULL;
+    struct qlb_lbz_stream *stream = NULL;
+    struct qlb_error err;
+    int ret = -1;
+
+    if (v->output != NULL) {
+        out = qlb_outfile_create(v->output,
+                                 v->force ? QLB_OUTFILE_FORCE : 0, &err);
+    }
+    if (v->output == NULL || out != NULL) {
+        stream = qlb_lbz_stream_open(STDIN_FILENO, name, out, &err);
+    }
+    if (stream != NULL) {
+        ret = run_stream(v, stream, name, &err);
+    }
+    if (ret == 0 && out != NULL) {
+        ret = qlb_outfile_commit(out, &err);
+    }
+    if (ret < 0) {
+        note_status(v, tool_fail(v->output != NULL && out == NULL ? v->output
+                                                                  : name,
+                                 &err));
+        add_result(v, name, false, NULL, NULL);
+    } else {
+        add_result(v, name, true, qlb_lbz_stream_header(stream),
+                   qlb_lbz_stream_root(stream));
+    }
+    qlb_lbz_stream_close(stream);
+    qlb_outfile_close(out);
+}
+
+/* ---- the chain, and the disk ---- */
+
+static void verify_chain(struct lbverify *v)
+{
+    struct qlb_error err;
+    struct qlb_chain *chain;
+    const char *path;
+    int ret = 0;
+
+    chain = qlb_chain_open(v->inputs, v->n_inputs, v->has_at ? &v->at : NULL,
+                           v->image != NULL ? QLB_CHAIN_NEED_FULL : 0, &err);
+    if (chain == NULL) {
+        note_status(v, tool_fail(NULL, &err));
+        return;
+    }
+    for (unsigned i = 0; !v->quiet &&
+         (path = qlb_chain_unused(chain, i)) != NULL; i++) {
+        tool_message("%s: not part of the chain", path);
+    }
+    if (v->image != NULL) {
+        struct compare_options compare = {
+            .threads = v->threads,
+            .progress = v->progress_mode,
+        };
+
+        ret = compare_with_disk(chain, v->image, &compare, &err);
+    }
+    if (ret < 0) {
+        note_status(v, tool_fail(v->image, &err));
+    }
+    qlb_chain_close(chain);
+}
+
+/* ---- the program ---- */
+
+static int prepare(struct lbverify *v, bool streaming, struct qlb_error *err)
+{
+    v->results = json_array();
+    v->n_jobs = 2 * v->threads + 2;
+    v->workers = chain_workers_new(v->threads, err);
+    if (v->workers == NULL) {
+        return -1;
+    }
+    v->jobs = calloc(v->n_jobs, sizeof(*v->jobs));
+    if (v->results == NULL || v->jobs == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "starting");
+    }
+    for (unsigned i = 0; i < v->n_jobs; i++) {
+        if (stream_job_init(&v->jobs[i].stream, streaming, err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static void release(struct lbverify *v)
+{
+    for (unsigned i = 0; v->jobs != NULL && i < v->n_jobs; i++) {
+        stream_job_release(&v->jobs[i].stream);
+    }
+    free(v->jobs);
+    chain_workers_free(v->workers, v->threads);
+    json_decref(v->results);
+}
+
+static bool from_pipe(const struct lbverify *v)
+{
+    return strcmp(v->inputs[0], "-") == 0;
+}
+
+static void verify(struct lbverify *v)
+{
+    struct qlb_error err;
+
+    if (prepare(v, from_pipe(v), &err) < 0) {
+        note_status(v, tool_fail(NULL, &err));
+        return;
+    }
+    if (from_pipe(v)) {
+        verify_stream(v);
+        return;
+    }
+    for (unsigned i = 0; i < v->n_inputs && !tool_stop; i++) {
+        verify_archive(v, v->inputs[i]);
+    }
+    if (v->status == 0 && !tool_stop &&
+        (v->n_inputs > 1 || v->image != NULL || v->has_at)) {
+        verify_chain(v);
+    }
+}
+
+static void print_summary(struct lbverify *v)
+{
+    json_t *summary = json_object();
+
+    json_object_set_new(summary, "good", json_boolean(v->status == 0));
+    json_object_set(summary, "archives", v->results);
+    if (tool_print_json(summary, v->receipt) < 0) {
+        note_status(v, QLB_E_RUNTIME);
+    }
+}
+
+static void parse_option(struct lbverify *v, int option)
+{
+    switch (option) {
+    case OPT_IMAGE:
+        v->image = optarg;
+        break;
+    case OPT_AT:
+        v->has_at = true;
+        v->at = tool_parse_uuid(optarg, "--at");
+        break;
+    case OPT_RECEIPT:
+        v->receipt = true;
+        break;
+    case 'o':
+        v->output = optarg;
+        break;
+    case OPT_FORCE:
+        v->force = true;
+        break;
+    case OPT_THREADS:
+        v->threads = tool_parse_number(optarg, "--threads", 1, 256);
+        break;
+    case OPT_PROGRESS:
+        v->progress_mode = PROGRESS_ON;
+        break;
+    case 'q':
+        v->quiet = true;
+        v->progress_mode = PROGRESS_OFF;
+        break;
+    case OPT_JSON:
+        v->json = true;
+        break;
+    }
+}
+
+static void parse_options(struct lbverify *v, int argc, char **argv)
+{
+    bool from_pipe = false;
+    int option;
+
+    while ((option = tool_getopt(&tool, argc, argv)) != -1) {
+        parse_option(v, option);
+    }
+    if (optind == argc) {
+        tool_usage("at least one ARCHIVE is wanted");
+    }
+    v->inputs = (const char *const *)&argv[optind];
+    v->n_inputs = (unsigned)(argc - optind);
+    for (unsigned i = 0; i < v->n_inputs; i++) {
+        from_pipe |= strcmp(v->inputs[i], "-") == 0;
+    }
+    if (from_pipe && (v->n_inputs > 1 || v->image != NULL || v->has_at)) {
+        tool_usage("standard input ('-') must be the only ARCHIVE, without "
+                   "--image and --at");
+    }
+    if (v->output != NULL && !from_pipe) {
+        tool_usage("-o stores what comes through standard input: ARCHIVE must "
+                   "be '-'");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct lbverify v = { .threads = tool_default_threads() };
+
+    tool_begin("lbverify");
+    parse_options(&v, argc, argv);
+    verify(&v);
+    if (tool_stop) {
+        note_status(&v, QLB_E_RUNTIME);
+    }
+    if (v.json) {
+        print_summary(&v);
+    }
+    if (fflush(stdout) != 0) {
+        tool_message("standard output: %s", strerror(errno));
+        note_status(&v, QLB_E_RUNTIME);
+    }
+    release(&v);
+    return v.status;
+}
