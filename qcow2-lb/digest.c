@@ -8,7 +8,11 @@
 #include <openssl/sha.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef HAVE_XXH_X86DISPATCH
+#include <xxh_x86dispatch.h> /* redirects XXH3_*() by macros */
+#else
 #include <xxhash.h>
+#endif
 
 struct qlb_digest_stream {
     enum qlb_digest_type type;
