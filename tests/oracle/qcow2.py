@@ -904,11 +904,15 @@ class RefCheck:
                      extension["directory_size"], "bitmap directory")
         for entry in entries:
             name = entry["name"].decode("utf-8", "replace")
-            if entry["table_size"]:
-                self.use(entry["table_offset"], entry["table_size"] * 8,
+            try:
+                table = image.bitmap_table(entry)
+            except BitmapError as error:
+                self.corruptions.append(f"bitmap {name}: {error}")
+                continue
+            if table:
+                self.use(entry["table_offset"], len(table) * 8,
                          f"table of bitmap {name}")
-            for value in image.read_table(entry["table_offset"],
-                                          entry["table_size"]):
+            for value in table:
                 if value & OFFSET_MASK:
                     self.use(value & OFFSET_MASK, image.cluster_size,
                              f"data of bitmap {name}")

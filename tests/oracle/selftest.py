@@ -392,6 +392,14 @@ class Qcow2Test(TemporaryDirectory):
             with self.subTest(name):
                 self.check_verdict(name + ".qcow2", wanted)
 
+    def survive(self, path):
+        """Commands that don't read content may fail, but by a message."""
+        for module, command in ((qcow2, "refcheck"), (lbext, "show"),
+                                (lbext, "check"), (lbext, "trust")):
+            with contextlib.redirect_stdout(io.StringIO()), \
+                    contextlib.redirect_stderr(io.StringIO()):
+                self.assertIn(module.main([command, path]), (0, 1, 4))
+
     def check_verdict(self, path, wanted):
         """Open, read, and evaluate trust."""
         verdict, message, content = "ok", "", None
@@ -401,6 +409,7 @@ class Qcow2Test(TemporaryDirectory):
             verdict, message = "refuse", str(error)
         except qcow2.ReadError as error:
             verdict, message = "read-error", str(error)
+        self.survive(path)
         if wanted["verdict"] == "any":
             return
         self.assertEqual(verdict, wanted["verdict"], message)
