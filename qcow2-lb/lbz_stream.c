@@ -38,6 +38,7 @@ struct qlb_lbz_stream {
 
     struct passed_frame *frames;
     unsigned n_frames, frames_capacity;
+    uint16_t data[LBZ_PAGE_STRIPES]; /* their live blocks, for each stripe */
 
     uint64_t next_page; /* the least number that the next page may have */
     struct lbz_trailer counted;
@@ -178,8 +179,24 @@ static unsigned record_first_live(const struct lbz_record *record)
                                      QLB_LBZ_PAGE_BLOCKS), record->live);
 }
 
-/* Order among the frames since the last page; what remains of the rules is
- * checked with the page. */
+/* The rules among the frames since the last page that keep what a caller holds
+ * for them bounded: no block is live twice. The page repeats the check. */
+static int claim_blocks(struct qlb_lbz_stream *stream,
+                        const struct lbz_record *record, uint64_t at,
+                        struct qlb_error *err)
+{
+    unsigned first = (unsigned)(record->offset / QLB_LBZ_BLOCK %
+                                QLB_LBZ_PAGE_BLOCKS);
+    uint16_t *data = &stream->data[first / QLB_LBZ_STRIPE_BLOCKS];
+    unsigned mask = (unsigned)record->live << first % QLB_LBZ_STRIPE_BLOCKS;
+
+    if (*data & mask) {
+        return lbz_damaged(err, at, "live blocks of two frames coincide");
+    }
+    *data |= (uint16_t)mask;
+    return 0;
+}
+
 static int check_order(const struct qlb_lbz_stream *stream,
                        const struct lbz_record *record, uint64_t at,
                        struct qlb_error *err)
@@ -234,6 +251,7 @@ static int take_frame(struct qlb_lbz_stream *stream, const uint8_t *payload,
     if (lbz_record_from_disk(payload, at, &stream->header, &record,
                              err) < 0 ||
         check_order(stream, &record, at, err) < 0 ||
+        claim_blocks(stream, &record, at, err) < 0 ||
         ensure_frames(stream, err) < 0 ||
         read_all(stream, data, record.size, err) < 0) {
         return -1;
@@ -344,6 +362,7 @@ static int take_page(struct qlb_lbz_stream *stream, const uint8_t *start,
         return -1;
     }
     stream->n_frames = 0;
+    memset(stream->data, 0, sizeof(stream->data));
     stream->next_page = page->number + 1;
     lbz_count_page(&stream->counted, page);
     expect_in_directory(stream, page);
