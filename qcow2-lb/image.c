@@ -321,18 +321,24 @@ enum qlb_trust qlb_image_trust(const struct qlb_image *image)
 enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
                                      unsigned i)
 {
+    enum qlb_trust found = QLB_TRUSTED;
+
     if (image->trust != QLB_TRUSTED) {
         return image->trust;
     }
     if (i >= image->ext.n_checkpoints) {
         return QLB_TRUST_NO_CHECKPOINT;
     }
+    /* The keyword of the lowest rule; enum qlb_trust has them in order. */
     for (; i < image->ext.n_checkpoints; i++) {
-        if (image->bitmaps[i].trust != QLB_TRUSTED) {
-            return image->bitmaps[i].trust;
+        enum qlb_trust trust = image->bitmaps[i].trust;
+
+        if (trust != QLB_TRUSTED &&
+            (found == QLB_TRUSTED || trust < found)) {
+            found = trust;
         }
     }
-    return QLB_TRUSTED;
+    return found;
 }
 
 int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,

@@ -104,6 +104,9 @@ static const char *covered_problem(const struct qlb_lbz_header *header)
         return "there are too many covered checkpoints";
     }
     for (unsigned i = 0; i < header->n_covered; i++) {
+        if (qlb_uuid_is_zero(&covered[i])) {
+            return "a covered checkpoint is zero";
+        }
         if (qlb_uuid_equal(&covered[i], &header->uuid) ||
             qlb_uuid_equal(&covered[i], &header->parent)) {
             return "the archive or its parent is among the covered "
@@ -136,6 +139,9 @@ const char *lbz_header_problem(const struct qlb_lbz_header *header)
     if (header->incremental == qlb_uuid_is_zero(&header->parent)) {
         return header->incremental ? "an incremental without a parent"
                                    : "a full archive with a parent";
+    }
+    if (qlb_uuid_equal(&header->parent, &header->uuid)) {
+        return "the archive is its own parent";
     }
     if (header->clip != QLB_LBZ_NO_CLIP &&
         (!header->incremental || header->clip >= header->virtual_size)) {

@@ -643,6 +643,10 @@ def check_header_values(header, covered, start):
         refuse("backup UUID is zero", "backup_uuid")
     if (header["parent_uuid"] == ZERO_UUID) != full:
         refuse("parent UUID does not fit the kind", "parent_uuid")
+    if header["parent_uuid"] == header["backup_uuid"]:
+        refuse("the archive is its own parent", "parent_uuid")
+    if ZERO_UUID in covered:
+        raise Damaged("a covered checkpoint is zero", start + HEADER.size)
     if len(set(covered)) != len(covered):
         raise Damaged("covered checkpoints repeat", start + HEADER.size)
     if {header["backup_uuid"], header["parent_uuid"]} & set(covered):
