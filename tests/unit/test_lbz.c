@@ -615,6 +615,9 @@ static void every_rule_of_the_header_is_checked(void **state)
         {HEADER, 25, 1, 0, IN_HEADER "a full archive with a parent"},
         {HEADER, 157, 1, 1, "damaged at offset 0: reserved bytes of the "
          "header are set"},
+        {HEADER, 108, 4, 0x02000000, IN_HEADER "the archive is its own "
+         "parent"},
+        {HEADER, 172, 4, 0, IN_HEADER "a covered checkpoint is zero"},
         {HEADER, 172, 4, 0x02000000, IN_HEADER "the archive or its parent is "
          "among the covered checkpoints"},
     };
