@@ -46,7 +46,6 @@ struct qlb_qcow2_writer {
     uint64_t l1_clusters;
     uint8_t *l2;         /* the table that is being filled */
     uint64_t l2_index;   /* its index in the L1 table; NO_L2: none yet */
-    uint64_t next_guest; /* allocations at or behind it alone */
 };
 
 static uint64_t allocate(struct qlb_qcow2_writer *w, uint64_t clusters)
@@ -119,6 +118,20 @@ static int flush_l2(struct qlb_qcow2_writer *w, struct qlb_error *err)
     return qlb_outfile_pwrite(w->out, w->l2, CLUSTER, host, err);
 }
 
+static bool is_free(const struct qlb_qcow2_writer *w, uint64_t index,
+                    uint64_t first, unsigned clusters)
+{
+    if (w->l2_index == NO_L2 || index > w->l2_index) {
+        return true;
+    }
+    for (unsigned i = 0; index == w->l2_index && i < clusters; i++) {
+        if (get_be64(w->l2 + (first + i) * 8) != 0) {
+            return false;
+        }
+    }
+    return index == w->l2_index;
+}
+
 int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err)
@@ -126,10 +139,10 @@ int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
     uint64_t index = offset / L2_COVERS;
     uint64_t first = offset % L2_COVERS / CLUSTER;
 
-    if (offset % CLUSTER != 0 || offset < writer->next_guest ||
-        offset >= writer->virtual_size || clusters == 0 ||
-        clusters > L2_ENTRIES - first ||
-        (clusters - 1) * CLUSTER >= writer->virtual_size - offset) {
+    if (offset % CLUSTER != 0 || offset >= writer->virtual_size ||
+        clusters == 0 || clusters > L2_ENTRIES - first ||
+        (clusters - 1) * CLUSTER >= writer->virtual_size - offset ||
+        !is_free(writer, index, first, clusters)) {
         return qlb_fail(err, QLB_E_USAGE, "%s: can't allocate %u clusters at "
                         "%llu", qlb_outfile_name(writer->out), clusters,
                         (unsigned long long)offset);
@@ -148,7 +161,6 @@ int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
         put_be64(writer->l2 + (first + i) * 8,
                  (*host + i * CLUSTER) | QLB_ENTRY_COPIED);
     }
-    writer->next_guest = offset + clusters * CLUSTER;
     return 0;
 }
 

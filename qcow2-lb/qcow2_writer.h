@@ -25,10 +25,11 @@ struct qlb_qcow2_writer *qlb_qcow2_writer_new(struct qlb_outfile *out,
                                               struct qlb_error *err);
 
 /* Allocates `clusters` clusters of 64 KiB for the guest range at `offset` (a
- * multiple of 65536, ascending over calls; the range must not cross an L2
- * table, i.e. a multiple of 512 MiB); *host gets the file offset at which the
- * caller writes the content (before finish, in any order, from any thread).
- * The clusters are contiguous. Not to be called by two threads at once. */
+ * multiple of 65536); the range must not cross an L2 table, i.e. a multiple of
+ * 512 MiB. L2 tables ascend over calls; within one the order is free, but no
+ * cluster comes twice. *host gets the file offset at which the caller writes
+ * the content (before finish, in any order, from any thread). The clusters are
+ * contiguous. Not to be called by two threads at once. */
 int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err);

@@ -398,8 +398,13 @@ static void test_refusals(void **state)
     expect_refusal(writer, 8 * TIB, 1);
     assert_int_equal(qlb_qcow2_writer_allocate(writer, CLUSTER, 8191, &host,
                                                &err), 0);
+    expect_refusal(writer, 0, 2);
+    assert_int_equal(qlb_qcow2_writer_allocate(writer, 0, 1, &host, &err), 0);
     expect_refusal(writer, 0, 1);
     expect_refusal(writer, L2_COVERS - CLUSTER, 1);
+    assert_int_equal(qlb_qcow2_writer_allocate(writer, L2_COVERS, 1, &host,
+                                               &err), 0);
+    expect_refusal(writer, 0, 1);
     /* 2 GiB of bits: more than QEMU takes. */
     assert_int_equal(qlb_qcow2_writer_finish(writer, &bitmap, NULL, &err),
                      -1);
