@@ -467,7 +467,8 @@ static const struct {
     },
     [QLB_TRUST_BITMAPS_DROPPED] = {
         "bitmaps-dropped",
-        "a program that does not know dirty bitmaps has written the image",
+        "a program that does not know dirty bitmaps has written the image, "
+        "or removed them all",
     },
     [QLB_TRUST_DIRECTORY_DAMAGED] = {
         "directory-damaged", "the directory of the dirty bitmaps is damaged",

@@ -344,8 +344,8 @@ enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
 int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,
                          struct qlb_error *err)
 {
-    return qlb_fail(err, QLB_E_UNTRUSTED, "%s: %s: %s", image->io->name,
-                    qlb_trust_keyword(trust), qlb_trust_reason(trust));
+    return qlb_fail(err, QLB_E_UNTRUSTED, "%s: %s (%s)", image->io->name,
+                    qlb_trust_reason(trust), qlb_trust_keyword(trust));
 }
 
 unsigned qlb_image_untrusted(const struct qlb_image *image)

@@ -9,8 +9,10 @@
 
 #include "tool.h"
 
-enum { OPT_GRANULARITY = 256, OPT_SYNC, OPT_JSON, OPT_KEEP, OPT_CHAIN,
-       OPT_FORCE };
+enum {
+    OPT_GRANULARITY = TOOL_OPT_LONG, OPT_SYNC, OPT_JSON, OPT_KEEP, OPT_CHAIN,
+    OPT_FORCE,
+};
 
 /* ---- enable, disable ---- */
 
@@ -175,14 +177,18 @@ static json_t *json_backup(const struct qlb_ext *ext)
 static int status_json(struct qlb_image *image, const char *path)
 {
     const struct qlb_ext *ext = qlb_image_ext(image);
+    const struct qlb_disk *disk = qlb_image_disk(image);
     json_t *object = json_trust(qlb_image_trust(image));
     json_t *checkpoints = json_array();
 
     json_object_set_new(object, "disk", json_string(path));
     json_object_set_new(object, "on", json_boolean(qlb_image_trust(image) !=
                                                    QLB_TRUST_OFF));
-    json_object_set_new(object, "virtual_size", json_integer(
-        (json_int_t)qlb_disk_size(qlb_image_disk(image))));
+    /* Without its backing file the disk can't be opened, but told of. */
+    json_object_set_new(object, "virtual_size",
+                        disk == NULL ? json_null()
+                                     : json_integer((json_int_t)
+                                                    qlb_disk_size(disk)));
     if (ext != NULL) {
         json_object_set_new(object, "image_uuid",
                             tool_json_uuid(&ext->image_uuid));
@@ -214,6 +220,9 @@ static void print_checkpoint(struct qlb_image *image, unsigned i)
            qlb_uuid_format(&c->uuid, uuid), tool_format_time(c->time, time),
            c->label, c->confirmed ? "confirmed" : "unconfirmed", size,
            trust == QLB_TRUSTED ? "trusted" : qlb_trust_keyword(trust));
+    if (trust != QLB_TRUSTED && trust != qlb_image_trust(image)) {
+        printf("  not trusted: %s\n", qlb_trust_reason(trust));
+    }
 }
 
 static int status_text(struct qlb_image *image, const char *path)
@@ -399,24 +408,51 @@ static unsigned confirmed_after(const struct qlb_ext *ext, unsigned i)
     return n;
 }
 
+/* Takes one away and says which. */
+static int fold(struct qlb_image *image, const char *path, unsigned i)
+{
+    struct qlb_uuid uuid = qlb_image_ext(image)->checkpoints[i].uuid;
+    char text[QLB_UUID_TEXT];
+    struct qlb_error err;
+
+    if (qlb_image_fold(image, i, &err) < 0) {
+        return tool_fail(path, &err);
+    }
+    printf("%s: %s taken away\n", path, qlb_uuid_format(&uuid, text));
+    return 0;
+}
+
 static int prune_by_age(struct qlb_image *image, const char *path,
                         const char *label, unsigned keep)
 {
-    struct qlb_error err;
     unsigned i = 0;
+    int status = 0;
 
-    while (i < qlb_image_ext(image)->n_checkpoints) {
+    while (status == 0 && i < qlb_image_ext(image)->n_checkpoints) {
         const struct qlb_ext *ext = qlb_image_ext(image);
 
         if ((label != NULL &&
              strcmp(ext->checkpoints[i].label, label) != 0) ||
             confirmed_after(ext, i) < keep) {
             i++;
-        } else if (qlb_image_fold(image, i, &err) < 0) {
-            return tool_fail(path, &err);
+        } else {
+            status = fold(image, path, i);
         }
     }
-    return 0;
+    return status;
+}
+
+/* What losing the newest confirmed checkpoint i of its label costs. */
+static const char *loss(const struct qlb_ext *ext, unsigned i)
+{
+    for (unsigned j = 0; j < i; j++) {
+        if (ext->checkpoints[j].confirmed &&
+            strcmp(ext->checkpoints[j].label, ext->checkpoints[i].label) ==
+                0) {
+            return "the next incremental goes on from an older one";
+        }
+    }
+    return "the next dump is a full one";
 }
 
 static int prune_named(struct qlb_image *image, const char *path,
@@ -424,7 +460,6 @@ static int prune_named(struct qlb_image *image, const char *path,
 {
     struct qlb_uuid uuid = tool_parse_uuid(text, "UUID");
     const struct qlb_ext *ext = qlb_image_ext(image);
-    struct qlb_error err;
     int status = 0;
     int i = find_checkpoint(image, path, &uuid, &status);
 
@@ -434,20 +469,26 @@ static int prune_named(struct qlb_image *image, const char *path,
     if (!force &&
         i == qlb_ext_newest_confirmed(ext, ext->checkpoints[i].label)) {
         tool_message("%s: %s is the newest confirmed checkpoint of chain "
-                     "'%s': without it the next dump is a full one; --force "
-                     "takes it away", path, text, ext->checkpoints[i].label);
+                     "'%s': without it %s; --force takes it away", path, text,
+                     ext->checkpoints[i].label, loss(ext, (unsigned)i));
         return QLB_E_UNTRUSTED;
     }
-    if (qlb_image_fold(image, (unsigned)i, &err) < 0) {
-        return tool_fail(path, &err);
+    return fold(image, path, (unsigned)i);
+}
+
+static const char *checked_label(const char *text)
+{
+    if (!qlb_label_valid(text)) {
+        tool_usage("--chain: '%s' is no label: 1 to %u of the characters A-Z "
+                   "a-z 0-9 . _ -", text, QLB_LABEL_MAX);
     }
-    return 0;
+    return text;
 }
 
 static int prune(int argc, char **argv)
 {
     const char *path, *label = NULL;
-    unsigned keep = 1;
+    unsigned keep = 0; /* not given */
     bool force = false;
     struct qlb_image *image;
     int option, status = 0;
@@ -456,7 +497,7 @@ static int prune(int argc, char **argv)
         if (option == OPT_KEEP) {
             keep = tool_parse_number(optarg, "--keep", 1, 32);
         } else if (option == OPT_CHAIN) {
-            label = optarg;
+            label = checked_label(optarg);
         } else {
             force = true;
         }
@@ -465,6 +506,13 @@ static int prune(int argc, char **argv)
         tool_usage("a DISK is wanted");
     }
     path = argv[optind++];
+    if (force && optind == argc) {
+        tool_usage("--force wants the UUID of a checkpoint");
+    }
+    if ((keep != 0 || label != NULL) && optind < argc) {
+        tool_usage("--keep and --chain choose checkpoints by age; they don't "
+                   "go with a UUID");
+    }
     for (int i = optind; i < argc; i++) {
         tool_parse_uuid(argv[i], "UUID");
     }
@@ -473,7 +521,7 @@ static int prune(int argc, char **argv)
         return status;
     }
     if (optind == argc) {
-        status = prune_by_age(image, path, label, keep);
+        status = prune_by_age(image, path, label, keep == 0 ? 1 : keep);
     }
     for (; optind < argc && status == 0; optind++) {
         status = prune_named(image, path, argv[optind], force);

@@ -21,9 +21,9 @@
 enum mode { MODE_FULL, MODE_INCREMENTAL, MODE_SINCE, MODE_AUTO, MODE_OVERLAY };
 
 enum {
-    OPT_INCREMENTAL = 256, OPT_SINCE, OPT_AUTO, OPT_OVERLAY, OPT_CHAIN,
-    OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS, OPT_RATE_LIMIT,
-    OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON,
+    OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
+    OPT_CHAIN, OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS,
+    OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON,
 };
 
 static const struct tool_option options[] = {
@@ -252,7 +252,7 @@ static void say_what_is_done(const struct lbdump *d)
     } else if (!d->record) {
         tool_message("%s: no checkpoint is recorded: %s (%s)", d->path,
                      qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    } else if (!d->incremental && trust != QLB_TRUSTED &&
+    } else if (d->mode != MODE_AUTO && trust != QLB_TRUSTED &&
                trust != QLB_TRUST_NO_CHECKPOINT) {
         tool_message("%s: checkpoints that can't be trusted are dropped: %s "
                      "(%s)", d->path, qlb_trust_reason(trust),
@@ -515,6 +515,11 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
     if ((d->mode == MODE_OVERLAY ? open_overlay(d, err)
                                  : open_image(d, err)) < 0 ||
         decide(d, err) < 0) {
+        return -1;
+    }
+    /* A missing backing file: the trust rules have had their say before. */
+    if (d->disk == NULL) {
+        *err = *qlb_image_disk_error(d->image);
         return -1;
     }
     say_what_is_done(d);

@@ -17,7 +17,7 @@
 #include "tool.h"
 
 enum {
-    OPT_AT = 256, OPT_COMPACT, OPT_FORCE, OPT_LEVEL, OPT_THREADS,
+    OPT_AT = TOOL_OPT_LONG, OPT_COMPACT, OPT_FORCE, OPT_LEVEL, OPT_THREADS,
     OPT_PROGRESS, OPT_JSON,
 };
 
@@ -179,17 +179,26 @@ static bool output_is_input(const struct lbmerge *m, const struct stat *st)
     return false;
 }
 
+/* Before anything is read: the shell has emptied such a file already, so that
+ * what reading it says would mislead. */
+static int check_stdout(const struct lbmerge *m, struct qlb_error *err)
+{
+    struct stat st;
+
+    if (m->output == NULL && fstat(STDOUT_FILENO, &st) == 0 &&
+        S_ISREG(st.st_mode) && output_is_input(m, &st)) {
+        return qlb_fail(err, QLB_E_USAGE, "standard output is one of the "
+                        "inputs; use -o FILE to replace it");
+    }
+    return 0;
+}
+
 static int open_output(struct lbmerge *m, struct qlb_error *err)
 {
     unsigned flags = m->force ? QLB_OUTFILE_FORCE : 0;
     struct stat st;
 
     if (m->output == NULL) {
-        if (fstat(STDOUT_FILENO, &st) == 0 && S_ISREG(st.st_mode) &&
-            output_is_input(m, &st)) {
-            return qlb_fail(err, QLB_E_USAGE, "standard output is one of the "
-                            "inputs; use -o FILE to replace it");
-        }
         m->out = qlb_outfile_fd(STDOUT_FILENO, "standard output", err);
     } else {
         if (stat(m->output, &st) == 0 && output_is_input(m, &st)) {
@@ -275,6 +284,9 @@ static int merge(struct lbmerge *m, struct qlb_error *err)
     };
     int ret;
 
+    if (check_stdout(m, err) < 0) {
+        return -1;
+    }
     m->chain = qlb_chain_open(m->inputs, m->n_inputs,
                               m->has_at ? &m->at : NULL, 0, err);
     if (m->chain == NULL) {

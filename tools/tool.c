@@ -18,6 +18,7 @@
 
 volatile bool tool_stop;
 static const char *program = "lb";
+static const char *help_command = "lb"; /* the program, or its command */
 
 /* ---- messages ---- */
 
@@ -58,7 +59,7 @@ void tool_usage(const char *fmt, ...)
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     print_line(text);
-    fprintf(stderr, "Try '%s --help'.\n", program);
+    fprintf(stderr, "Try '%s --help'.\n", help_command);
     exit(QLB_E_USAGE);
 }
 
@@ -122,11 +123,10 @@ int tool_getopt(const struct tool *tool, int argc, char **argv)
     enum { MAX_OPTIONS = 64 };
     struct option longs[MAX_OPTIONS];
     char shorts[2 * MAX_OPTIONS + 2];
-    const char *given;
     int value;
 
+    help_command = tool->name;
     build_getopt(tool, longs, shorts);
-    given = optind < argc ? argv[optind] : "";
     opterr = 0;
     value = getopt_long(argc, argv, shorts, longs, NULL);
     switch (value) {
@@ -137,9 +137,15 @@ int tool_getopt(const struct tool *tool, int argc, char **argv)
         printf("%s (qcow2 livebackup) %s\n", program, qlb_version());
         exit(fflush(stdout) == 0 ? 0 : QLB_E_RUNTIME);
     case ':':
-        tool_usage("option '%s' wants an argument", given);
+        tool_usage("option '%s' wants an argument", argv[optind - 1]);
     case '?':
-        tool_usage("unknown or ambiguous option '%s'", given);
+        if (optopt >= TOOL_OPT_LONG && strchr(argv[optind - 1], '=')) {
+            tool_usage("option '%s' takes no argument", argv[optind - 1]);
+        }
+        if (optopt > ' ' && optopt < 127) {
+            tool_usage("unknown option '-%c'", optopt);
+        }
+        tool_usage("unknown or ambiguous option '%s'", argv[optind - 1]);
     default:
         return value;
     }
@@ -210,7 +216,7 @@ void tool_begin(const char *name)
     struct sigaction stop = { .sa_handler = on_signal };
     struct sigaction ignore = { .sa_handler = SIG_IGN };
 
-    program = name;
+    program = help_command = name;
     sigaction(SIGINT, &stop, NULL);
     sigaction(SIGTERM, &stop, NULL);
     sigaction(SIGHUP, &stop, NULL);

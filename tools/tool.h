@@ -30,8 +30,9 @@ struct tool {
     const struct tool_option *options;
 };
 
-/* Values of the options that all tools have, which tool_getopt handles. */
-enum { TOOL_OPT_HELP = 0x1000, TOOL_OPT_VERSION };
+/* Values of options that have no short form begin here; those that all tools
+ * have are handled by tool_getopt. */
+enum { TOOL_OPT_LONG = 256, TOOL_OPT_HELP = 0x1000, TOOL_OPT_VERSION };
 
 #define TOOL_COMMON_OPTIONS                                                  \
     { "help", TOOL_OPT_HELP, NULL, "show this help and exit" },              \
