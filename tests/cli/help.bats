@@ -170,10 +170,11 @@ manual_tour() {
 
 # ------------------------------------------------------------- usage errors
 
-# expect_usage TOOL TEXT: standard error has this, and where to look.
+# expect_usage PROGRAM TEXT: standard error has this, and where to look; the
+# program may be 'lbctl COMMAND'.
 expect_usage() {
     expect_output ''
-    expect_stderr "$1: $2
+    expect_stderr "${1%% *}: $2
 Try '$1 --help'."
 }
 
@@ -181,7 +182,7 @@ Try '$1 --help'."
     for program in "${programs[@]}"; do
         # shellcheck disable=SC2086
         run_expect 2 $program --no-such-option
-        expect_usage "${program%% *}" \
+        expect_usage "$program" \
             "unknown or ambiguous option '--no-such-option'"
     done
 }
@@ -189,6 +190,15 @@ Try '$1 --help'."
 @test "an ambiguous option is named" {
     run_expect 2 lbdump --in --pro --o x --t x
     expect_usage lbdump "unknown or ambiguous option '--o'"
+}
+
+@test "a wrong option is named wherever it stands" {
+    run_expect 2 lbdump disk.qcow2 --bogus
+    expect_usage lbdump "unknown or ambiguous option '--bogus'"
+    run_expect 2 lbdump disk.qcow2 -x
+    expect_usage lbdump "unknown option '-x'"
+    run_expect 2 lbdump --copy=3 disk.qcow2
+    expect_usage lbdump "option '--copy=3' takes no argument"
 }
 
 @test "a missing argument is named" {
@@ -199,7 +209,7 @@ Try '$1 --help'."
         expect_usage "$tool" "option '-o' wants an argument"
     done
     run_expect 2 lbctl enable --granularity
-    expect_usage lbctl "option '--granularity' wants an argument"
+    expect_usage 'lbctl enable' "option '--granularity' wants an argument"
 }
 
 @test "a missing operand is named" {
@@ -208,14 +218,14 @@ Try '$1 --help'."
 confirm, prune or recover"
     for command in enable disable status recover; do
         run_expect 2 lbctl "$command"
-        expect_usage lbctl "one DISK is wanted, 0 given"
+        expect_usage "lbctl $command" "one DISK is wanted, 0 given"
         run_expect 2 lbctl "$command" a b
-        expect_usage lbctl "one DISK is wanted, 2 given"
+        expect_usage "lbctl $command" "one DISK is wanted, 2 given"
     done
     run_expect 2 lbctl confirm disk.qcow2
-    expect_usage lbctl "DISK, UUID and ROOTDIGEST are wanted"
+    expect_usage 'lbctl confirm' "DISK, UUID and ROOTDIGEST are wanted"
     run_expect 2 lbctl prune
-    expect_usage lbctl "a DISK is wanted"
+    expect_usage 'lbctl prune' "a DISK is wanted"
     run_expect 2 lbdump
     expect_usage lbdump "one DISK is wanted, 0 given"
     run_expect 2 lbmerge
@@ -247,7 +257,7 @@ confirm, prune or recover"
     expect_usage lbdump "--chain: 'a b' is no label: 1 to 22 of the \
 characters A-Z a-z 0-9 . _ -"
     run_expect 2 lbctl enable --granularity=3000 disk.qcow2
-    expect_usage lbctl "--granularity: '3000' is no power of two from 4K to 2G"
+    expect_usage 'lbctl enable' "--granularity: '3000' is no power of two from 4K to 2G"
     run_expect 2 lbrestore --format=vmdk -o disk.vmdk a.lbz
     expect_usage lbrestore "--format: 'vmdk' is neither qcow2 nor raw"
 }
