@@ -106,8 +106,7 @@ static int checkpoint_of(const struct qlb_image *image,
     return -1;
 }
 
-/* Finds ours among the entries. Names are unique by the specification: one of
- * ours that comes twice means that the directory can't be believed. */
+/* Finds ours among the entries, whose names are unique. */
 static void assign_bitmaps(struct qlb_image *image)
 {
     struct qlb_bitmap_entry entry;
@@ -122,8 +121,6 @@ static void assign_bitmaps(struct qlb_image *image)
         i = checkpoint_of(image, &entry);
         if (i < 0) {
             image->seen.unlisted_bitmap = true;
-        } else if (image->bitmaps[i].found) {
-            image->directory_state = QLB_DIRECTORY_DAMAGED;
         } else {
             image->bitmaps[i].found = true;
             image->bitmaps[i].entry = entry;
@@ -152,9 +149,8 @@ static void load_directory(struct qlb_image *image)
         return;
     }
     image->directory_state = QLB_DIRECTORY_GOOD;
+    image->seen.directory_readable = true;
     assign_bitmaps(image);
-    image->seen.directory_readable =
-        image->directory_state == QLB_DIRECTORY_GOOD;
 }
 
 /* Rule 14 and the canaries of rule 17. A bitmap that can't be read is as good
@@ -167,13 +163,19 @@ static void look_at_bitmap(struct qlb_image *image, unsigned i)
     struct qlb_error ignored;
     uint64_t last;
 
+    bitmap->seen.first_canary = bitmap->seen.last_canary = true;
     if (!bitmap->found || entry->type != QLB_BITMAP_TYPE_DIRTY ||
         entry->granularity_bits != image->ext.granularity_bits ||
         entry->extra_size != 0 ||
-        (entry->flags & ~QLB_BITMAP_FLAGS_KNOWN) != 0 ||
         qlb_bitmap_table_read(image->io, image->header, entry, &table,
                               &ignored) < 0) {
         return;
+    }
+    bitmap->seen.automatic = (entry->flags & QLB_BITMAP_AUTO) != 0;
+    bitmap->seen.in_use = (entry->flags & QLB_BITMAP_IN_USE) != 0;
+    bitmap->seen.present = true;
+    if (image->ext.checkpoints[i].virtual_size == 0) {
+        return; /* a disk that was empty then had no canaries */
     }
     last = qlb_canary_last(image->ext.checkpoints[i].virtual_size,
                            image->header->virtual_size,
@@ -183,8 +185,6 @@ static void look_at_bitmap(struct qlb_image *image, unsigned i)
                             &bitmap->seen.first_canary, &ignored) == 0 &&
         qlb_bitmap_read_bit(image->io, image->header, table, last,
                             &bitmap->seen.last_canary, &ignored) == 0;
-    bitmap->seen.automatic = (entry->flags & QLB_BITMAP_AUTO) != 0;
-    bitmap->seen.in_use = (entry->flags & QLB_BITMAP_IN_USE) != 0;
 }
 
 /* ---- the state ---- */
@@ -201,20 +201,20 @@ static enum qlb_trust decode_extension(struct qlb_image *image)
     if (ext == NULL) {
         return QLB_TRUST_OFF;
     }
+    if (twice) {
+        return QLB_TRUST_EXTENSION_DAMAGED;
+    }
     switch (qlb_ext_decode(ext->data, ext->size, &image->ext)) {
     case QLB_EXT_UNSUPPORTED:
+        memset(&image->ext, 0, sizeof(image->ext));
         return QLB_TRUST_UNSUPPORTED;
     case QLB_EXT_GOOD:
-        image->decoded = !twice;
-        break;
+        image->decoded = true;
+        return QLB_TRUSTED;
     default:
-        break;
-    }
-    if (!image->decoded) {
         memset(&image->ext, 0, sizeof(image->ext));
         return QLB_TRUST_EXTENSION_DAMAGED;
     }
-    return QLB_TRUSTED;
 }
 
 int qlb_image_load_state(struct qlb_image *image, struct qlb_error *err)

@@ -318,11 +318,10 @@ static int make_entry(struct update *u, unsigned i, struct qlb_error *err)
 static int keep_other(struct update *u, const struct qlb_bitmap_entry *entry,
                       struct qlb_error *err)
 {
-    if ((entry->flags & ~QLB_BITMAP_FLAGS_KNOWN) != 0 ||
-        entry->type != QLB_BITMAP_TYPE_DIRTY) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: the dirty bitmap \"%.*s\" "
-                        "has unknown flags or an unknown type; nothing is "
-                        "written", u->image->io->name, (int)entry->name_size,
+    if (entry->type != QLB_BITMAP_TYPE_DIRTY) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: the bitmap \"%.*s\" has an "
+                        "unknown type; nothing is written",
+                        u->image->io->name, (int)entry->name_size,
                         entry->name);
     }
     return qlb_bitmap_directory_append(&u->directory, entry, err);
@@ -631,10 +630,17 @@ static int switch_header(struct update *u, struct qlb_error *err)
 
 /* ---- the write orders ---- */
 
-/* Step 3 alone. */
+/* Step 3 alone. What a stale bitmaps extension names has been leaked by the
+ * program that cleared the bit. */
 static int commit_header(struct update *u, bool keep_open,
                          struct qlb_error *err)
 {
+    struct qlb_qcow2_header *header = u->image->header;
+
+    if (!u->image->seen.autoclear_bitmaps) {
+        header->has_bitmaps = false;
+        header->autoclear &= ~QLB_AUTOCLEAR_BITMAPS;
+    }
     refresh_ext(u, keep_open);
     if (switch_header(u, err) < 0) {
         return -1;

@@ -86,13 +86,79 @@ static void entry_to_disk(const struct qlb_bitmap_entry *entry, uint8_t *data)
            entry->name_size);
 }
 
-/* All entries must fill the directory exactly, as many as the header says. */
+struct name {
+    const char *text;
+    size_t size;
+};
+
+static int compare_names(const void *a, const void *b)
+{
+    const struct name *x = a, *y = b;
+    int order = memcmp(x->text, y->text, min_u64(x->size, y->size));
+
+    return order != 0 ? order : x->size < y->size ? -1 : x->size > y->size;
+}
+
+/* For a directory whose entries are well-formed. */
+static int check_names(const struct qlb_blkio *io,
+                       const struct qlb_bitmap_directory *directory,
+                       struct qlb_error *err)
+{
+    struct name *names = calloc(directory->count, sizeof(*names));
+    struct qlb_bitmap_entry entry;
+    size_t position = 0, n = 0;
+    int ret = 0;
+
+    if (names == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", io->name);
+    }
+    while (qlb_bitmap_directory_next(directory, &position, &entry)) {
+        names[n].text = entry.name;
+        names[n++].size = entry.name_size;
+    }
+    qsort(names, n, sizeof(*names), compare_names);
+    for (size_t i = 1; i < n && ret == 0; i++) {
+        if (compare_names(&names[i - 1], &names[i]) == 0) {
+            ret = damaged(io, "a name appears twice in the directory", err);
+        }
+    }
+    free(names);
+    return ret;
+}
+
+static int check_entry(const struct qlb_blkio *io, const uint8_t *data,
+                       uint64_t size, const struct qlb_bitmap_entry *entry,
+                       struct qlb_error *err)
+{
+    uint64_t used = (uint64_t)QLB_BITMAP_ENTRY + entry->extra_size +
+                    entry->name_size;
+
+    if (entry->name_size == 0 || entry->name_size > QLB_MAX_BITMAP_NAME ||
+        entry->granularity_bits > GRANULARITY_BITS_MAX) {
+        return damaged(io, "an entry of the directory has a bad name or "
+                       "granularity", err);
+    }
+    if (!qlb_bits_all_zero(data + used, size - used)) {
+        return damaged(io, "the padding of an entry of the directory is not "
+                       "zero", err);
+    }
+    if ((entry->flags & ~QLB_BITMAP_FLAGS_KNOWN) != 0) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: dirty bitmap \"%.*s\" has "
+                        "unknown flags", io->name, (int)entry->name_size,
+                        entry->name);
+    }
+    return 0;
+}
+
+/* All entries must fill the directory exactly, as many as the header says.
+ * Damage anywhere counts before unknown flags do. */
 static int check_entries(const struct qlb_blkio *io,
                          const struct qlb_bitmap_directory *directory,
                          struct qlb_error *err)
 {
     size_t position = 0;
     uint32_t count = 0;
+    int ret = 0;
 
     while (position < directory->size) {
         struct qlb_bitmap_entry entry;
@@ -102,10 +168,12 @@ static int check_entries(const struct qlb_blkio *io,
         if (size == 0) {
             return damaged(io, "an entry of the directory is cut off", err);
         }
-        if (entry.name_size == 0 || entry.name_size > QLB_MAX_BITMAP_NAME ||
-            entry.granularity_bits > GRANULARITY_BITS_MAX) {
-            return damaged(io, "an entry of the directory has a bad name or "
-                           "granularity", err);
+        if (check_entry(io, directory->data + position, size, &entry,
+                        err) < 0) {
+            if (err->code == QLB_E_DAMAGED) {
+                return -1;
+            }
+            ret = -1;
         }
         position += size;
         count++;
@@ -114,7 +182,7 @@ static int check_entries(const struct qlb_blkio *io,
         return damaged(io, "the directory has another number of entries than "
                        "the header says", err);
     }
-    return 0;
+    return ret < 0 ? -1 : check_names(io, directory, err);
 }
 
 static int check_directory_place(const struct qlb_blkio *io,

@@ -49,7 +49,8 @@ struct qlb_bitmap_directory {
 };
 
 /* Reads and checks the directory that the header names. QLB_E_DAMAGED where
- * it breaks the specification; other codes where it could not be read. */
+ * it breaks the specification; QLB_E_RUNTIME where it could not be read, or
+ * has flags that only a later version can know. */
 int qlb_bitmap_directory_read(struct qlb_blkio *io,
                               const struct qlb_qcow2_header *header,
                               struct qlb_bitmap_directory *directory,
