@@ -36,6 +36,7 @@ struct given {
     const struct qlb_lbz_header *header;
     unsigned parent; /* index, NONE: not given (or a full) */
     bool has_child, covered, on_path;
+    bool replaced; /* by a full archive of the same state */
 };
 
 struct member {
@@ -139,11 +140,21 @@ static int compare_uuid(const void *a, const void *b)
     return memcmp(a, b, sizeof(struct qlb_uuid));
 }
 
-/* A UUID and the archive that has it; sorted by UUID. */
+/* A UUID and the archive that has it; sorted by UUID, of one UUID a full
+ * archive first. */
 struct named {
     struct qlb_uuid uuid;
+    bool incremental;
     unsigned index;
 };
+
+static int compare_named(const void *a, const void *b)
+{
+    const struct named *x = a, *y = b;
+    int order = compare_uuid(x, y);
+
+    return order != 0 ? order : x->incremental - y->incremental;
+}
 
 static unsigned find_named(const struct named *names, unsigned n,
                            const struct qlb_uuid *uuid)
@@ -177,40 +188,64 @@ static int check_same_image(const struct qlb_chain *chain,
     return 0;
 }
 
-static int check_distinct(const struct qlb_chain *chain,
-                          const struct named *names, struct qlb_error *err)
+/* Two archives of one UUID are of one state. A full one (of a merge) stands
+ * for the incremental: so a merge may take the place of the base, and the
+ * incrementals be removed afterwards. Of others nobody knows which is meant. */
+static int check_distinct(struct qlb_chain *chain, const struct named *names,
+                          struct qlb_error *err)
 {
     char text[QLB_UUID_TEXT];
 
     for (unsigned i = 1; i < chain->n_given; i++) {
         unsigned a = names[i - 1].index, b = names[i].index;
 
-        if (qlb_uuid_equal(&names[i - 1].uuid, &names[i].uuid)) {
+        if (!qlb_uuid_equal(&names[i - 1].uuid, &names[i].uuid)) {
+            continue;
+        }
+        if (names[i - 1].incremental || !names[i].incremental) {
             return qlb_fail(err, QLB_E_UNTRUSTED, "%s: has the same UUID as "
                             "%s, %s; give only one of them",
                             chain->given[a > b ? a : b].path,
                             chain->given[a > b ? b : a].path,
                             qlb_uuid_format(&names[i].uuid, text));
         }
+        chain->given[b].replaced = true;
     }
     return 0;
 }
 
-static void link_given(struct qlb_chain *chain, const struct named *names)
+/* Takes the replaced ones out; the number that is left. */
+static unsigned drop_replaced(const struct qlb_chain *chain,
+                              struct named *names)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < chain->n_given; i++) {
+        if (!chain->given[names[i].index].replaced) {
+            names[n++] = names[i];
+        }
+    }
+    return n;
+}
+
+static void link_given(struct qlb_chain *chain, const struct named *names,
+                       unsigned n_names)
 {
     for (unsigned i = 0; i < chain->n_given; i++) {
         struct given *given = &chain->given[i];
         const struct qlb_lbz_header *header = given->header;
 
+        if (given->replaced) {
+            continue;
+        }
         if (header->incremental) {
-            given->parent = find_named(names, chain->n_given,
-                                       &header->parent);
+            given->parent = find_named(names, n_names, &header->parent);
         }
         if (given->parent != NONE) {
             chain->given[given->parent].has_child = true;
         }
         for (unsigned k = 0; k < header->n_covered; k++) {
-            unsigned covered = find_named(names, chain->n_given,
+            unsigned covered = find_named(names, n_names,
                                           &header->covered[k]);
 
             if (covered != NONE) {
@@ -231,12 +266,15 @@ static int resolve_links(struct qlb_chain *chain, struct qlb_error *err)
     }
     for (unsigned i = 0; i < chain->n_given; i++) {
         names[i].uuid = chain->given[i].header->uuid;
+        names[i].incremental = chain->given[i].header->incremental;
         names[i].index = i;
     }
-    qsort(names, chain->n_given, sizeof(*names), compare_uuid);
+    qsort(names, chain->n_given, sizeof(*names), compare_named);
     ret = check_distinct(chain, names, err);
     if (ret == 0) {
-        link_given(chain, names);
+        unsigned n = drop_replaced(chain, names);
+
+        link_given(chain, names, n);
     }
     free(names);
     return ret;
@@ -246,7 +284,7 @@ static int resolve_links(struct qlb_chain *chain, struct qlb_error *err)
 
 static bool is_leaf(const struct given *given)
 {
-    return !given->has_child && !given->covered;
+    return !given->has_child && !given->covered && !given->replaced;
 }
 
 /* The archive that the links lead back to: a full one, or an incremental whose
@@ -369,7 +407,8 @@ static int find_leaf(const struct qlb_chain *chain,
         const struct given *given = &chain->given[i];
 
         if (at == NULL ? is_leaf(given)
-                       : qlb_uuid_equal(&given->header->uuid, at)) {
+                       : !given->replaced &&
+                             qlb_uuid_equal(&given->header->uuid, at)) {
             *leaf = i;
             n_leaves++;
         }

@@ -28,9 +28,10 @@ enum qlb_chain_flags {
 /* Opens the archives and orders them. at: the member to end with (NULL: the
  * only leaf). QLB_E_UNTRUSTED, naming files and UUIDs, where a parent is
  * missing, an archive belongs to another image, two archives have the same
- * UUID, there are several leaves (those covered by another member aside; all
- * leaves are listed with time), the links run in a circle, or `at` is not among
- * them. Archives that are not on the path to the leaf are left out.
+ * UUID (but a full one stands for an incremental), there are several leaves
+ * (those covered by another member aside; all leaves are listed with time),
+ * the links run in a circle, or `at` is not among them. Archives that are not
+ * on the path to the leaf are left out.
  * QLB_E_USAGE where members have different digest algorithms. QLB_E_DAMAGED as
  * the reader. Messages about one archive begin with its path. */
 struct qlb_chain *qlb_chain_open(const char *const *paths, unsigned n_paths,

@@ -813,13 +813,14 @@ def select_chain(archives, at):
     Without `at` there must be one leaf, covered ones aside.
     """
     by_uuid = {}
-    for archive in archives:
+    for archive in sorted(archives, key=lambda a: a.header["kind"]):
         own = archive.header["backup_uuid"]
-        if own in by_uuid:
-            raise NoChain(f"{archive.path} and {by_uuid[own].path} "
+        other = by_uuid.setdefault(own, archive)
+        if other is not archive and (
+                archive.header["kind"] == other.header["kind"]):
+            raise NoChain(f"{archive.path} and {other.path} "
                           f"have the same UUID {own}")
-        by_uuid[own] = archive
-    newest = at or single_leaf(archives)
+    newest = at or single_leaf(list(by_uuid.values()))
     chain = []
     want = newest
     while True:

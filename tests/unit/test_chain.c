@@ -573,6 +573,17 @@ static void archives_are_ordered_by_their_links(void **state)
         {.specs = {{"a", 1}, {"b", 2, 1}, {"c", 1}},
          .code = QLB_E_UNTRUSTED, .expected = "c: has the same UUID as a, "
          UUID("01") "; give only one of them"},
+        {.specs = {{"a", 1}, {"b", 2, 1}, {"c", 2, 1}},
+         .code = QLB_E_UNTRUSTED, .expected = "c: has the same UUID as b, "
+         UUID("02") "; give only one of them"},
+        /* a merge took the place of the base, its members are still there */
+        {.specs = {{"b", 2, 1}, {"c", 3, 2}, {"a", 3, .covered = {1, 2}}},
+         .expected = "a without b c"},
+        {.specs = {{"a", 3, .covered = {1, 2}}, {"b", 2, 1}, {"c", 3, 2},
+                   {"d", 4, 3}},
+         .expected = "a d without b c"},
+        {.specs = {{"a", 3, .covered = {1, 2}}, {"b", 2, 1}, {"c", 3, 2}},
+         .at = 3, .expected = "a without b c"},
         {.specs = {{"a", 1}, {"b", 2, 1, .digest = QLB_DIGEST_SHA256}},
          .code = QLB_E_USAGE, .expected = "a: has another digest algorithm "
          "than b; archives of one chain that are read together must have the "
