@@ -5,6 +5,7 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
@@ -211,11 +212,26 @@ static void on_signal(int number)
     tool_stop = true;
 }
 
+/* A standard descriptor that is closed would be given to the next file that
+ * is opened, and the archive, or a message, be written into the image. Opened
+ * the wrong way round, so that using it fails. */
+static void occupy_standard_descriptors(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        int flags = fd == STDIN_FILENO ? O_WRONLY : O_RDONLY;
+
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", flags) != fd) {
+            exit(QLB_E_RUNTIME);
+        }
+    }
+}
+
 void tool_begin(const char *name)
 {
     struct sigaction stop = { .sa_handler = on_signal };
     struct sigaction ignore = { .sa_handler = SIG_IGN };
 
+    occupy_standard_descriptors();
     program = help_command = name;
     sigaction(SIGINT, &stop, NULL);
     sigaction(SIGTERM, &stop, NULL);
