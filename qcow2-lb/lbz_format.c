@@ -338,11 +338,19 @@ void lbz_header_release(struct qlb_lbz_header *header)
 
 /* ---- record ---- */
 
-bool lbz_shape_is_sound(unsigned first, unsigned n_blocks, unsigned live)
+const char *lbz_shape_problem(unsigned first, unsigned n_blocks,
+                              unsigned live)
 {
-    return n_blocks >= 1 &&
-           first % QLB_LBZ_STRIPE_BLOCKS + n_blocks <= QLB_LBZ_STRIPE_BLOCKS &&
-           live != 0 && live >> n_blocks == 0;
+    if (n_blocks < 1 || n_blocks > QLB_LBZ_STRIPE_BLOCKS) {
+        return "a frame has an impossible number of blocks";
+    }
+    if (first % QLB_LBZ_STRIPE_BLOCKS + n_blocks > QLB_LBZ_STRIPE_BLOCKS) {
+        return "a frame crosses a stripe";
+    }
+    if (live == 0 || live >> n_blocks != 0) {
+        return "a frame has an impossible live mask";
+    }
+    return NULL;
 }
 
 static uint32_t record_checksum(const uint8_t *p)
@@ -366,6 +374,7 @@ int lbz_record_from_disk(const uint8_t *p, uint64_t file_offset,
                          const struct qlb_lbz_header *header,
                          struct lbz_record *record, struct qlb_error *err)
 {
+    const char *problem;
     uint64_t last;
 
     if (get_le32(p + LBZ_RECORD_CHECKSUM) != record_checksum(p)) {
@@ -381,14 +390,17 @@ int lbz_record_from_disk(const uint8_t *p, uint64_t file_offset,
                            "a frame's record has the size %u", record->size);
     }
     if (record->offset % QLB_LBZ_BLOCK != 0 ||
-        record->offset >= LBZ_VIRTUAL_SIZE_MAX ||
-        !lbz_shape_is_sound(record->offset / QLB_LBZ_BLOCK %
-                                QLB_LBZ_PAGE_BLOCKS,
-                            record->n_blocks, record->live)) {
-        return lbz_damaged(err, file_offset, "a frame's record has an "
-                           "impossible place: guest offset 0x%" PRIx64
-                           ", %u blocks, live mask 0x%x", record->offset,
-                           record->n_blocks, record->live);
+        record->offset >= LBZ_VIRTUAL_SIZE_MAX) {
+        return lbz_damaged(err, file_offset, "a frame's record has the "
+                           "impossible guest offset 0x%" PRIx64,
+                           record->offset);
+    }
+    problem = lbz_shape_problem(
+        (unsigned)(record->offset / QLB_LBZ_BLOCK % QLB_LBZ_PAGE_BLOCKS),
+        record->n_blocks, record->live);
+    if (problem != NULL) {
+        return lbz_damaged(err, file_offset, "record of guest offset 0x%"
+                           PRIx64 ": %s", record->offset, problem);
     }
     last = record->offset +
            (uint64_t)lbz_last_live(0, record->live) * QLB_LBZ_BLOCK;
@@ -548,6 +560,7 @@ static int parse_entry(struct page_parser *parser, const uint8_t *p,
                        struct qlb_lbz_entry *entry)
 {
     unsigned stripe, mask;
+    const char *problem;
 
     entry->record_offset = get_le64(p + LBZ_ENTRY_RECORD_OFFSET);
     entry->size = get_le32(p + LBZ_ENTRY_FRAME_SIZE);
@@ -561,9 +574,12 @@ static int parse_entry(struct page_parser *parser, const uint8_t *p,
     if (entry->size < 1 || entry->size > QLB_LBZ_FRAME_MAX) {
         return page_damaged(parser, "a frame has an impossible size");
     }
-    if (entry->first >= QLB_LBZ_PAGE_BLOCKS ||
-        !lbz_shape_is_sound(entry->first, entry->n_blocks, entry->live)) {
+    if (entry->first >= QLB_LBZ_PAGE_BLOCKS) {
         return page_damaged(parser, "a frame has an impossible place");
+    }
+    problem = lbz_shape_problem(entry->first, entry->n_blocks, entry->live);
+    if (problem != NULL) {
+        return page_damaged(parser, problem);
     }
     if (lbz_last_live(entry->first, entry->live) >= parser->n_blocks) {
         return page_damaged(parser,

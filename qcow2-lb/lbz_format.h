@@ -179,9 +179,10 @@ int lbz_record_from_disk(const uint8_t *p, uint64_t file_offset,
                          const struct qlb_lbz_header *header,
                          struct lbz_record *record, struct qlb_error *err);
 
-/* Whether n blocks from block `first` of a stripe, with that live mask, make
- * a frame. */
-bool lbz_shape_is_sound(unsigned first, unsigned n_blocks, unsigned live);
+/* What is wrong with a frame of n blocks from block `first` on (relative to the
+ * page, or to anything that begins with a stripe), or NULL. */
+const char *lbz_shape_problem(unsigned first, unsigned n_blocks,
+                              unsigned live);
 
 static inline unsigned lbz_first_live(unsigned first, unsigned live)
 {

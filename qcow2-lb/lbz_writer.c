@@ -312,7 +312,7 @@ static int check_frame(const struct qlb_lbz_writer *writer,
                         "a frame has an impossible offset or size");
     }
     first = (unsigned)(frame->offset % QLB_LBZ_PAGE / QLB_LBZ_BLOCK);
-    if (!lbz_shape_is_sound(first, frame->n_blocks, frame->live) ||
+    if (lbz_shape_problem(first, frame->n_blocks, frame->live) != NULL ||
         frame->offset + (uint64_t)lbz_last_live(0, frame->live) *
                             QLB_LBZ_BLOCK >= writer->header.virtual_size) {
         return qlb_fail(err, QLB_E_USAGE, "the frame at guest offset 0x%"

@@ -57,7 +57,8 @@ struct qlb_lbz_header plain_header(uint64_t virtual_size, unsigned number)
 void fill_block(uint32_t content, uint8_t *block)
 {
     for (uint32_t i = 0; i < QLB_LBZ_BLOCK / 4; i++) {
-        put_le32(block + 4 * (size_t)i, i < 1024 ? content : content ^ i / 4096);
+        put_le32(block + 4 * (size_t)i,
+                 i < 1024 ? content : content ^ i / 4096);
     }
 }
 

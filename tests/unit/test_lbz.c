@@ -632,9 +632,11 @@ static void every_rule_of_the_page_is_checked(void **state)
     static const struct damage table[] = {
         {PAGE, 4, 4, UINT32_MAX, PAGE_0 "its size does not fit its counts"},
         {PAGE, 4, 4, 0, PAGE_0 "its size does not fit its counts"},
-        {PAGE, 8, 8, UINT64_MAX, "damaged at offset @P: index page of an "
+        {PAGE, 8, 8, UINT64_MAX, "damaged at offset @P: index page of guest "
+         "range 0x0-0xfffffff says that it is something else", "damaged at offset @P: index page of an "
          "impossible guest range: it lies behind the end of the disk"},
         {PAGE, 8, 8, 1, "damaged at offset @P: index page of guest range "
+         "0x0-0xfffffff says that it is something else", "damaged at offset @P: index page of guest range "
          "0x10000000-0x1fffffff: a frame reaches behind the end of the disk"},
         {PAGE, 16, 4, 2049, PAGE_0 "its size does not fit its counts"},
         {PAGE, 20, 4, 4097, PAGE_0 "its size does not fit its counts"},
@@ -645,10 +647,12 @@ static void every_rule_of_the_page_is_checked(void **state)
         {PAGE, 40, 4, QLB_LBZ_FRAME_MAX + 1,
          PAGE_0 "a frame has an impossible size"},
         {PAGE, 44, 2, 4096, PAGE_0 "a frame has an impossible place"},
-        {PAGE, 46, 2, 0, PAGE_0 "a frame has an impossible place"},
-        {PAGE, 46, 2, 17, PAGE_0 "a frame has an impossible place"},
-        {PAGE, 48, 2, 0, PAGE_0 "a frame has an impossible place"},
-        {PAGE, 44, 2, 1, PAGE_0 "a frame has an impossible place"},
+        {PAGE, 46, 2, 0,
+         PAGE_0 "a frame has an impossible number of blocks"},
+        {PAGE, 46, 2, 17,
+         PAGE_0 "a frame has an impossible number of blocks"},
+        {PAGE, 48, 2, 0, PAGE_0 "a frame has an impossible live mask"},
+        {PAGE, 44, 2, 1, PAGE_0 "a frame crosses a stripe"},
         {PAGE, 48, 2, 0x000f, PAGE_0 "live blocks of two frames coincide"},
         {PAGE, 50, 6, 1, PAGE_0 "reserved bytes of a frame are set"},
         {PAGE, 72 + 12, 2, 0, PAGE_0 "live blocks of two frames coincide"},
