@@ -150,6 +150,37 @@ each_kill() {
     each_kill base.qcow2 recover
 }
 
+# Clusters of 512 bytes and refcounts of 64 bits: one more block after 64
+# clusters, a larger table after 4096. qemu-img counts leaks up to the end of
+# the file, so the state is what the guest reads.
+@test "killed while refcount blocks are added and the table moves" {
+    for count in 30 100 6000; do
+        qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 \
+            base.qcow2 1M
+        qemu_write base.qcow2 0 9k 7
+        cp base.qcow2 new.qcow2
+        QLB_FAULT_PATH=new.qcow2 QLB_FAULT_COUNT_FILE=total LD_PRELOAD=$shim \
+            ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0 \
+            "$imagectl" allocate new.qcow2 $count
+        for ((n = 1; n <= $(cat total); n++)); do
+            # the blocks of 6000 clusters are alike: not each of them
+            [ "$n" -lt 20 ] || [ "$n" -gt $(($(cat total) - 20)) ] || continue
+            for kind in kill-before torn kill-after; do
+                cp base.qcow2 now.qcow2
+                QLB_FAULT_PATH=now.qcow2 QLB_FAULT_AT=$n QLB_FAULT_KIND=$kind \
+                    LD_PRELOAD=$shim \
+                    ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0 \
+                    run_expect signal:KILL "$imagectl" allocate now.qcow2 $count
+                expect_no_worse_than_leaks now.qcow2 "$count, $kind at $n"
+                "$imagectl" recover now.qcow2 >/dev/null
+                qemu_check now.qcow2
+                run_expect 0 qemu-io -f qcow2 -c 'read -P 7 0 9k' now.qcow2
+                [[ "$output" != *failed* ]] || fail "$output"
+            done
+        done
+    done
+}
+
 # Undo is an add and a fold in one run: a third state lies between.
 @test "killed while it undoes an add" {
     make_disk

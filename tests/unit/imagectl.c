@@ -5,6 +5,7 @@
  *     imagectl disable|recover|status IMAGE
  *     imagectl add|add-drop|add-undo IMAGE UUID LABEL
  *     imagectl confirm|fold|changes IMAGE INDEX
+ *     imagectl allocate IMAGE COUNT    (reserve clusters, for nothing)
  *
  * status prints one line of JSON; changes a line "OFFSET LENGTH" for each
  * range. The exit status is the library's error code.
@@ -17,6 +18,7 @@
 #include <string.h>
 
 #include "image.h"
+#include "qcow2_alloc.h"
 
 static int print_status(struct qlb_image *image, struct qlb_error *err)
 {
@@ -97,6 +99,29 @@ static int add(struct qlb_image *image, const char *verb, char **argv,
     return strcmp(verb, "add-undo") == 0 ? qlb_image_undo_add(image, err) : 0;
 }
 
+static int allocate(const char *path, const char *count,
+                    struct qlb_error *err)
+{
+    struct qlb_blkio *io = qlb_blkio_open(path, QLB_BLKIO_WRITE, err);
+    struct qlb_qcow2_header *header =
+        io ? qlb_qcow2_header_read(io, true, err) : NULL;
+    struct qlb_alloc *alloc =
+        header ? qlb_alloc_open(io, header, err) : NULL;
+    int ret = alloc == NULL ? -1 : 0;
+    uint64_t offset;
+
+    for (unsigned long n = strtoul(count, NULL, 10); n > 0 && ret == 0; n--) {
+        ret = qlb_alloc_clusters(alloc, 1, &offset, err);
+    }
+    if (ret == 0) {
+        ret = qlb_alloc_commit(alloc, err);
+    }
+    qlb_alloc_close(alloc);
+    qlb_qcow2_header_free(header);
+    qlb_blkio_close(io);
+    return ret;
+}
+
 static int run(struct qlb_image *image, const char *verb, int argc,
                char **argv, struct qlb_error *err)
 {
@@ -134,7 +159,7 @@ static int run(struct qlb_image *image, const char *verb, int argc,
 int main(int argc, char **argv)
 {
     struct qlb_error err = { .code = QLB_OK };
-    struct qlb_image *image;
+    struct qlb_image *image = NULL;
     unsigned flags;
     int ret;
 
@@ -144,8 +169,13 @@ int main(int argc, char **argv)
     }
     flags = strcmp(argv[1], "status") == 0 || strcmp(argv[1], "changes") == 0
                 ? 0 : QLB_IMAGE_WRITE;
-    image = qlb_image_open(argv[2], flags, &err);
-    ret = image == NULL ? -1 : run(image, argv[1], argc - 3, argv + 3, &err);
+    if (strcmp(argv[1], "allocate") == 0 && argc == 4) {
+        ret = allocate(argv[2], argv[3], &err);
+    } else {
+        image = qlb_image_open(argv[2], flags, &err);
+        ret = image == NULL ? -1
+                            : run(image, argv[1], argc - 3, argv + 3, &err);
+    }
     qlb_image_close(image);
     if (ret < 0) {
         fprintf(stderr, "imagectl: %s\n", err.message);
