@@ -141,13 +141,42 @@ static int note_file(struct qlb_disk *disk, struct qlb_layer *layer,
     return 0;
 }
 
+/* QEMU takes a relative data file name as relative to its own working
+ * directory, people as relative to the image (the name is the image's). The
+ * one that is there is taken; where both are, and are not the same file,
+ * nobody knows which is meant. */
+static char *data_file_path(const struct qlb_layer *layer,
+                            struct qlb_error *err)
+{
+    const char *name = layer->header->data_file;
+    char *path = resolve_name(layer->path, name, "data file", err);
+    struct stat there, here;
+
+    if (path == NULL || name[0] == '/' || stat(name, &here) < 0) {
+        return path;
+    }
+    if (stat(path, &there) < 0) {
+        free(path);
+        path = strdup(name);
+        if (path == NULL) {
+            qlb_fail_errno(err, ENOMEM, "%s", layer->path);
+        }
+    } else if (here.st_dev != there.st_dev || here.st_ino != there.st_ino) {
+        free(path);
+        path = NULL;
+        qlb_fail(err, QLB_E_RUNTIME, "%s: the data file name '%s' is "
+                 "relative, and means one file in the image's folder and "
+                 "another in the working directory; change to the folder that "
+                 "QEMU runs in", layer->path, name);
+    }
+    return path;
+}
+
 static int open_data_file(struct qlb_disk *disk, struct qlb_layer *layer,
                           struct qlb_error *err)
 {
-    const char *name = layer->header->data_file;
-    char *path QLB_AUTO_FREE = NULL;
+    char *path QLB_AUTO_FREE = data_file_path(layer, err);
 
-    path = resolve_name(layer->path, name, "data file", err);
     if (path == NULL) {
         return -1;
     }
@@ -374,4 +403,31 @@ bool qlb_disk_data_file_stat(const struct qlb_disk *disk, uint64_t *size,
     *size = top->data->size;
     *mtime = top->data->mtime;
     return true;
+}
+
+/* ---- which files it is ---- */
+
+static bool same_file(const struct qlb_blkio *io, const struct stat *st)
+{
+    struct stat own;
+
+    if (io->fd < 0 || fstat(io->fd, &own) < 0) {
+        return false;
+    }
+    if (S_ISBLK(own.st_mode)) {
+        return S_ISBLK(st->st_mode) && own.st_rdev == st->st_rdev;
+    }
+    return own.st_dev == st->st_dev && own.st_ino == st->st_ino;
+}
+
+bool qlb_disk_has_file(const struct qlb_disk *disk, const struct stat *st)
+{
+    for (unsigned i = 0; i < disk->n_layers; i++) {
+        const struct qlb_layer *layer = &disk->layers[i];
+
+        if (same_file(layer->io, st) || same_file(layer->data, st)) {
+            return true;
+        }
+    }
+    return false;
 }

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "error.h"
 #include "qcow2_header.h"
@@ -58,6 +59,10 @@ bool qlb_disk_backing_stat(const struct qlb_disk *disk, unsigned index,
 /* The same for the top layer's external data file; false if it has none. */
 bool qlb_disk_data_file_stat(const struct qlb_disk *disk, uint64_t *size,
                              uint64_t *mtime);
+
+/* Whether the file is one of those that the disk consists of: the image, its
+ * data file, or one of the backing chain. */
+bool qlb_disk_has_file(const struct qlb_disk *disk, const struct stat *st);
 
 enum qlb_extent_type {
     QLB_EXTENT_DATA = 0,        /* has to be read */

@@ -170,7 +170,7 @@ static int find_parent(struct lbdump *d, struct qlb_error *err)
 
     if (trust == QLB_TRUST_OFF) {
         return qlb_fail(err, QLB_E_UNTRUSTED, "livebackup is off; turn it on "
-                        "with 'lbctl enable', then make a full dump");
+                        "with 'lbctl enable'");
     }
     if (trust != QLB_TRUSTED || ext == NULL) {
         return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
@@ -246,6 +246,9 @@ static void say_what_is_done(const struct lbdump *d)
     }
     trust = qlb_image_trust(d->image);
     if (trust == QLB_TRUST_OFF) {
+        if (d->mode == MODE_AUTO) {
+            return; /* that was the reason */
+        }
         tool_message("%s: livebackup is off, so this dump is not followed by "
                      "incrementals; turn it on with: lbctl enable %s",
                      d->path, d->path);
@@ -497,8 +500,26 @@ static int finish(struct lbdump *d, struct qlb_error *err)
     return -1;
 }
 
+/* An archive that replaces the disk it is of would be the end of both. */
+static int check_output(const struct lbdump *d, struct qlb_error *err)
+{
+    struct stat st;
+
+    if ((d->output != NULL ? stat(d->output, &st)
+                           : fstat(STDOUT_FILENO, &st)) == 0 &&
+        qlb_disk_has_file(d->disk, &st)) {
+        return qlb_fail(err, QLB_E_USAGE, "%s: is the disk itself, or a file "
+                        "that it consists of",
+                        d->output != NULL ? d->output : "standard output");
+    }
+    return 0;
+}
+
 static int open_output(struct lbdump *d, struct qlb_error *err)
 {
+    if (check_output(d, err) < 0) {
+        return -1;
+    }
     if (d->output != NULL) {
         d->out = qlb_outfile_create(d->output,
                                     d->force ? QLB_OUTFILE_FORCE : 0, err);
@@ -706,6 +727,18 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
     }
 }
 
+/* Whether the message begins with the name of the output: then it is not
+ * about the disk. */
+static bool names_output(const struct lbdump *d, const struct qlb_error *err)
+{
+    const char *name = d->out != NULL ? qlb_outfile_name(d->out)
+                       : d->output != NULL ? d->output : "standard output";
+    size_t len = strlen(name);
+
+    return strncmp(err->message, name, len) == 0 &&
+           err->message[len] == ':';
+}
+
 int main(int argc, char **argv)
 {
     struct lbdump d = {
@@ -723,7 +756,7 @@ int main(int argc, char **argv)
     tool_begin("lbdump");
     parse_options(&d, argc, argv);
     if (dump_disk(&d, &err) < 0) {
-        status = tool_fail(d.path, &err);
+        status = tool_fail(names_output(&d, &err) ? NULL : d.path, &err);
         tool_discard_stdout(d.output == NULL ? d.out : NULL);
     } else {
         d.seconds = tool_clock() - start;
