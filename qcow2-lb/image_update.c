@@ -613,16 +613,36 @@ static void set_bitmaps(struct update *u)
     }
 }
 
-/* The one write that makes the new state. Where it fails, or its sync, the
- * file may hold either state: then nothing may be freed, old or new. */
+/* The old header again, all of whose clusters are still in use. */
+static void put_back(struct qlb_image *image, const uint8_t *before)
+{
+    struct qlb_error ignored;
+
+    if (qlb_blkio_write(image->io, before, QLB_HEADER_ATOM, 0,
+                        &ignored) == 0) {
+        (void)qlb_blkio_sync(image->io, &ignored);
+    }
+}
+
+/* The one write that makes the new state. Where it fails, or its sync, the old
+ * state is put back, so that a change that failed is none. Where that fails
+ * too, the file may hold either: nothing may be freed then, old or new. */
 static int switch_header(struct update *u, struct qlb_error *err)
 {
     struct qlb_image *image = u->image;
+    uint8_t before[QLB_HEADER_ATOM];
 
+    if (qlb_blkio_read_padded(image->io, before, sizeof(before), 0,
+                              err) < 0) {
+        return -1;
+    }
     if (set_header(u, err) < 0 ||
         qlb_qcow2_header_write(image->header, image->io, err) < 0 ||
         qlb_blkio_sync(image->io, err) < 0) {
         image->lost = true;
+        if (err->code != QLB_E_USAGE) { /* no room: nothing was written */
+            put_back(image, before);
+        }
         return -1;
     }
     return 0;
