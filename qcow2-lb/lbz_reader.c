@@ -77,8 +77,11 @@ static int read_header(struct qlb_lbz_reader *reader,
         return qlb_fail(err, QLB_E_DAMAGED,
                         "not an lbz archive: the file is empty");
     }
+    if (reader->io->size >= sizeof(start) &&
+        read_at(reader, start, sizeof(start), 0, err) < 0) {
+        return -1;
+    }
     if (reader->io->size < sizeof(start) ||
-        read_at(reader, start, sizeof(start), 0, err) < 0 ||
         !lbz_skippable_from_disk(start, &size) ||
         !lbz_kind_is(start + LBZ_SKIPPABLE_SIZE, LBZ_KIND_HEADER)) {
         return qlb_fail(err, QLB_E_DAMAGED, "not an lbz archive");

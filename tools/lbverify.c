@@ -100,6 +100,7 @@ static int next_page(struct archive *a, struct qlb_error *err)
 
     if (ret <= 0) {
         a->next_page = UINT64_MAX;
+        a->lost |= ret < 0;
         return ret;
     }
     a->next_page = number + 1;
@@ -507,7 +508,6 @@ static void parse_option(struct lbverify *v, int option)
         break;
     case 'q':
         v->quiet = true;
-        v->progress_mode = PROGRESS_OFF;
         break;
     case OPT_JSON:
         v->json = true;
@@ -522,6 +522,9 @@ static void parse_options(struct lbverify *v, int argc, char **argv)
 
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(v, option);
+    }
+    if (v->quiet) {
+        v->progress_mode = PROGRESS_OFF;
     }
     if (optind == argc) {
         tool_usage("at least one ARCHIVE is wanted");
