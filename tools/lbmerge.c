@@ -369,7 +369,6 @@ static void parse_option(struct lbmerge *m, int option)
         break;
     case 'q':
         m->quiet = true;
-        m->progress_mode = PROGRESS_OFF;
         break;
     case OPT_JSON:
         m->json = true;
@@ -383,6 +382,9 @@ static void parse_options(struct lbmerge *m, int argc, char **argv)
 
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(m, option);
+    }
+    if (m->quiet) {
+        m->progress_mode = PROGRESS_OFF;
     }
     if (optind == argc) {
         tool_usage("at least one ARCHIVE is wanted");

@@ -75,6 +75,7 @@ struct lbrestore {
     struct restore_job *jobs;
     unsigned n_jobs;
     struct chain_worker *workers;
+    struct qlb_blkio *replaced; /* what --force replaces; holds its locks */
     struct qlb_outfile *out;
     struct qlb_qcow2_writer *writer; /* NULL for raw */
 
@@ -340,14 +341,43 @@ static int check_device_size(const struct lbrestore *r, struct qlb_error *err)
     return 0;
 }
 
-static int open_output(struct lbrestore *r, struct qlb_error *err)
+/* A disk that is replaced must not be that of a running guest, which would go
+ * on with a file that has no name; and not an archive that is read. */
+static int check_output(struct lbrestore *r, struct qlb_error *err)
 {
-    struct stat st;
+    struct stat st, input;
+    struct qlb_error ignored;
 
-    if (stat(r->output, &st) == 0 && !S_ISREG(st.st_mode) &&
-        !S_ISBLK(st.st_mode)) {
+    if (stat(r->output, &st) < 0) {
+        return 0;
+    }
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
         return qlb_fail(err, QLB_E_USAGE, "%s: neither a regular file nor a "
                         "block device", r->output);
+    }
+    for (unsigned i = 0; i < r->n_inputs; i++) {
+        if (stat(r->inputs[i], &input) == 0 && input.st_dev == st.st_dev &&
+            input.st_ino == st.st_ino) {
+            return qlb_fail(err, QLB_E_USAGE, "%s: is one of the archives",
+                            r->output);
+        }
+    }
+    if (r->force) {
+        /* What can't be opened for another reason is not locked either. */
+        r->replaced = qlb_blkio_open(r->output, QLB_BLKIO_WRITE |
+                                     QLB_BLKIO_LOCK, &ignored);
+        if (r->replaced == NULL && ignored.code == QLB_E_BUSY) {
+            *err = ignored;
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int open_output(struct lbrestore *r, struct qlb_error *err)
+{
+    if (check_output(r, err) < 0) {
+        return -1;
     }
     r->out = qlb_outfile_create(r->output,
                                 r->force ? QLB_OUTFILE_FORCE : 0, err);
@@ -457,6 +487,7 @@ static void release(struct lbrestore *r)
     chain_workers_free(r->workers, r->threads);
     qlb_qcow2_writer_free(r->writer);
     qlb_outfile_close(r->out);
+    qlb_blkio_close(r->replaced);
     stream_walk_end(&r->stream_walk);
     chain_walk_end(&r->chain_walk);
     qlb_lbz_stream_close(r->stream);
@@ -540,7 +571,6 @@ static void parse_option(struct lbrestore *r, int option)
         break;
     case 'q':
         r->quiet = true;
-        r->progress_mode = PROGRESS_OFF;
         break;
     case OPT_JSON:
         r->json = true;
@@ -554,6 +584,9 @@ static void parse_options(struct lbrestore *r, int argc, char **argv)
 
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(r, option);
+    }
+    if (r->quiet) {
+        r->progress_mode = PROGRESS_OFF;
     }
     if (r->output == NULL) {
         tool_usage("-o DISK is wanted");
