@@ -362,6 +362,25 @@ uint64_t qlb_disk_size(const struct qlb_disk *disk)
     return disk->layers[0].size;
 }
 
+/* A cluster of 2 MiB compresses to some 70 bytes at the best. */
+#define BEST_RATIO 32768
+
+uint64_t qlb_disk_content_limit(const struct qlb_disk *disk)
+{
+    uint64_t limit = 0;
+
+    for (unsigned i = 0; i < disk->n_layers; i++) {
+        const struct qlb_layer *layer = &disk->layers[i];
+        uint64_t size = max_u64(layer->io->size, layer->data->size);
+
+        if (!checked_mul(size, BEST_RATIO, &size) ||
+            !checked_add(limit, size, &limit)) {
+            return UINT64_MAX;
+        }
+    }
+    return limit;
+}
+
 const char *qlb_disk_backing_path(const struct qlb_disk *disk)
 {
     return disk->n_layers > 1 ? disk->layers[1].path : NULL;

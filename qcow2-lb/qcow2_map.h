@@ -44,6 +44,11 @@ void qlb_disk_close(struct qlb_disk *disk);
 
 uint64_t qlb_disk_size(const struct qlb_disk *disk); /* bytes */
 
+/* More bytes than the files of the disk can hold content for, however well it
+ * is compressed: 32768 times their size. A disk that maps more refers to the
+ * same clusters over and over, and reading all of it would not end. */
+uint64_t qlb_disk_content_limit(const struct qlb_disk *disk);
+
 /* Header of the top layer; NULL for a raw file. */
 const struct qlb_qcow2_header *qlb_disk_header(const struct qlb_disk *disk);
 

@@ -35,6 +35,7 @@ struct dump {
     /* For `next`: [position, end) is what is left of the present range. */
     struct qlb_disk_reader *scanner;
     uint64_t position, end;
+    uint64_t taken, limit; /* bytes to be read: so far, and at most */
 
     /* For `work`, by thread. */
     struct qlb_disk_reader **readers;
@@ -141,6 +142,11 @@ static int dump_next(void *opaque, void *arg, struct qlb_error *err)
     dump->position = dump->end < stripe_end ? dump->end : stripe_end;
     job->zero = false;
     job->n_blocks = (dump->position - job->offset) / BLOCK;
+    dump->taken += job->n_blocks * BLOCK;
+    if (dump->taken > dump->limit) {
+        return qlb_fail(err, QLB_E_DAMAGED, "the image maps more data than "
+                        "its files can hold");
+    }
     return 1;
 }
 
@@ -310,6 +316,7 @@ int dump_run(const struct qlb_disk *disk, const struct dump_ranges *ranges,
     struct dump dump = {
         .disk = disk,
         .size = qlb_disk_size(disk),
+        .limit = qlb_disk_content_limit(disk),
         .ranges = ranges,
         .incremental = incremental,
         .options = *options,
