@@ -153,38 +153,43 @@ static void load_directory(struct qlb_image *image)
     assign_bitmaps(image);
 }
 
-/* Rule 14 and the canaries of rule 17. A bitmap that can't be read is as good
- * as missing. */
-static void look_at_bitmap(struct qlb_image *image, unsigned i)
+/* Rule 14 and the canaries of rule 17. A bitmap that is damaged is as good as
+ * missing; one that can't be read just now is an error. */
+static int look_at_bitmap(struct qlb_image *image, unsigned i,
+                          struct qlb_error *err)
 {
     struct qlb_image_bitmap *bitmap = &image->bitmaps[i];
     const struct qlb_bitmap_entry *entry = &bitmap->entry;
     uint64_t *table QLB_AUTO_FREE = NULL;
-    struct qlb_error ignored;
     uint64_t last;
 
     bitmap->seen.first_canary = bitmap->seen.last_canary = true;
     if (!bitmap->found || entry->type != QLB_BITMAP_TYPE_DIRTY ||
         entry->granularity_bits != image->ext.granularity_bits ||
-        entry->extra_size != 0 ||
-        qlb_bitmap_table_read(image->io, image->header, entry, &table,
-                              &ignored) < 0) {
-        return;
+        entry->extra_size != 0) {
+        return 0;
+    }
+    if (qlb_bitmap_table_read(image->io, image->header, entry, &table,
+                              err) < 0) {
+        return err->code == QLB_E_RUNTIME ? -1 : 0;
     }
     bitmap->seen.automatic = (entry->flags & QLB_BITMAP_AUTO) != 0;
     bitmap->seen.in_use = (entry->flags & QLB_BITMAP_IN_USE) != 0;
     bitmap->seen.present = true;
     if (image->ext.checkpoints[i].virtual_size == 0) {
-        return; /* a disk that was empty then had no canaries */
+        return 0; /* a disk that was empty then had no canaries */
     }
     last = qlb_canary_last(image->ext.checkpoints[i].virtual_size,
                            image->header->virtual_size,
                            image->ext.granularity_bits);
-    bitmap->seen.present =
-        qlb_bitmap_read_bit(image->io, image->header, table, 0,
-                            &bitmap->seen.first_canary, &ignored) == 0 &&
+    if (qlb_bitmap_read_bit(image->io, image->header, table, 0,
+                            &bitmap->seen.first_canary, err) < 0 ||
         qlb_bitmap_read_bit(image->io, image->header, table, last,
-                            &bitmap->seen.last_canary, &ignored) == 0;
+                            &bitmap->seen.last_canary, err) < 0) {
+        bitmap->seen.present = false;
+        return err->code == QLB_E_RUNTIME ? -1 : 0;
+    }
+    return 0;
 }
 
 /* ---- the state ---- */
@@ -219,20 +224,30 @@ static enum qlb_trust decode_extension(struct qlb_image *image)
 
 int qlb_image_load_state(struct qlb_image *image, struct qlb_error *err)
 {
-    (void)err;
+    int ret = 0;
+
     image->trust = decode_extension(image);
     look_at_image(image);
     load_directory(image);
     if (!image->decoded) {
         return 0;
     }
+    if (image->directory_state == QLB_DIRECTORY_UNREADABLE &&
+        image->directory_error.code == QLB_E_RUNTIME) {
+        *err = image->directory_error;
+        ret = -1;
+    }
     image->trust = qlb_trust_image(&image->ext, &image->seen);
     for (unsigned i = 0; i < image->ext.n_checkpoints; i++) {
-        look_at_bitmap(image, i);
+        struct qlb_error other;
+
+        if (look_at_bitmap(image, i, ret == 0 ? err : &other) < 0) {
+            ret = -1;
+        }
         image->bitmaps[i].trust = qlb_trust_bitmap(
             &image->ext, i, &image->seen, &image->bitmaps[i].seen);
     }
-    return 0;
+    return ret;
 }
 
 /* ---- open and close ---- */

@@ -648,6 +648,15 @@ static int switch_header(struct update *u, struct qlb_error *err)
     return 0;
 }
 
+/* The change is done, whether what it made can be read or not: what can't is
+ * not trusted. */
+static void load_new_state(struct qlb_image *image)
+{
+    struct qlb_error ignored;
+
+    (void)qlb_image_load_state(image, &ignored);
+}
+
 /* ---- the write orders ---- */
 
 /* Step 3 alone. What a stale bitmaps extension names has been leaked by the
@@ -665,7 +674,8 @@ static int commit_header(struct update *u, bool keep_open,
     if (switch_header(u, err) < 0) {
         return -1;
     }
-    return qlb_image_load_state(u->image, err);
+    load_new_state(u->image);
+    return 0;
 }
 
 /* Steps 1 and 2. Killed in here: the old state, clusters leaked. */
@@ -713,7 +723,8 @@ static int commit(struct update *u, struct qlb_error *err)
     if (qlb_alloc_free(u->alloc, u->garbage, u->n_garbage, &ignored) == 0) {
         (void)qlb_blkio_sync(image->io, &ignored);
     }
-    return qlb_image_load_state(image, err);
+    load_new_state(image);
+    return 0;
 }
 
 /* ---- enable and disable ---- */
