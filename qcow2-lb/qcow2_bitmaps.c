@@ -133,17 +133,15 @@ static int check_entry(const struct qlb_blkio *io, const uint8_t *data,
     uint64_t used = (uint64_t)QLB_BITMAP_ENTRY + entry->extra_size +
                     entry->name_size;
 
-    if (entry->name_size == 0 || entry->name_size > QLB_MAX_BITMAP_NAME ||
-        entry->granularity_bits > GRANULARITY_BITS_MAX) {
-        return damaged(io, "an entry of the directory has a bad name or "
-                       "granularity", err);
+    if (entry->name_size == 0 || entry->name_size > QLB_MAX_BITMAP_NAME) {
+        return damaged(io, "an entry of the directory has a bad name", err);
     }
     if (!qlb_bits_all_zero(data + used, size - used)) {
         return damaged(io, "the padding of an entry of the directory is not "
                        "zero", err);
     }
     if ((entry->flags & ~QLB_BITMAP_FLAGS_KNOWN) != 0) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: dirty bitmap \"%.*s\" has "
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: dirty bitmap \"%.*s\" has "
                         "unknown flags", io->name, (int)entry->name_size,
                         entry->name);
     }
@@ -318,7 +316,8 @@ uint64_t qlb_bitmap_table_entries(const struct qlb_qcow2_header *header,
 bool qlb_bitmap_size_possible(const struct qlb_qcow2_header *header,
                               unsigned granularity_bits)
 {
-    return bits_of(header, granularity_bits) <= QLB_BITMAP_BITS_MAX;
+    return granularity_bits <= GRANULARITY_BITS_MAX &&
+           bits_of(header, granularity_bits) <= QLB_BITMAP_BITS_MAX;
 }
 
 bool qlb_bitmap_table_in_range(struct qlb_blkio *io,
