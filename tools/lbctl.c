@@ -254,7 +254,7 @@ static int status_text(struct qlb_image *image, const char *path)
             print_checkpoint(image, i);
         }
     }
-    return fflush(stdout) == 0 ? 0 : QLB_E_RUNTIME;
+    return tool_flush_stdout();
 }
 
 static int status(int argc, char **argv)
@@ -561,7 +561,7 @@ static int recover(int argc, char **argv)
                recovery.dropped_checkpoints,
                recovery.cleared_state ? ", an interrupted backup given up"
                                       : "");
-        status = fflush(stdout) == 0 ? 0 : QLB_E_RUNTIME;
+        status = tool_flush_stdout();
     }
     qlb_image_close(image);
     return status;

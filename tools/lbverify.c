@@ -557,10 +557,7 @@ int main(int argc, char **argv)
     if (v.json) {
         print_summary(&v);
     }
-    if (fflush(stdout) != 0) {
-        tool_message("standard output: %s", strerror(errno));
-        note_status(&v, QLB_E_RUNTIME);
-    }
+    note_status(&v, tool_flush_stdout());
     release(&v);
     return v.status;
 }

@@ -77,6 +77,15 @@ int tool_fail(const char *path, const struct qlb_error *err)
     return err->code;
 }
 
+int tool_flush_stdout(void)
+{
+    if (fflush(stdout) != 0) {
+        tool_message("standard output: %s", strerror(errno));
+        return QLB_E_RUNTIME;
+    }
+    return 0;
+}
+
 /* ---- options ---- */
 
 static void print_help(const struct tool *tool)
@@ -133,10 +142,10 @@ int tool_getopt(const struct tool *tool, int argc, char **argv)
     switch (value) {
     case TOOL_OPT_HELP:
         print_help(tool);
-        exit(fflush(stdout) == 0 ? 0 : QLB_E_RUNTIME);
+        exit(tool_flush_stdout());
     case TOOL_OPT_VERSION:
         printf("%s (qcow2 livebackup) %s\n", program, qlb_version());
-        exit(fflush(stdout) == 0 ? 0 : QLB_E_RUNTIME);
+        exit(tool_flush_stdout());
     case ':':
         tool_usage("option '%s' wants an argument", argv[optind - 1]);
     case '?':

@@ -55,6 +55,9 @@ _Noreturn void tool_usage(const char *fmt, ...)
  * it (path may be NULL). Returns the exit status. */
 int tool_fail(const char *path, const struct qlb_error *err);
 
+/* What was printed has arrived: 0, or a message and QLB_E_RUNTIME. */
+int tool_flush_stdout(void);
+
 /* Sets signal handling and the name of messages. SIGINT, SIGTERM and SIGHUP
  * set tool_stop; a second one removes temporary files and ends the process.
  * SIGPIPE and SIGXFSZ become errors of write(). */
