@@ -259,8 +259,8 @@ int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
                                   out->name);
         }
         done += (size_t)n;
+        out->position += (size_t)n; /* what arrived, where the rest fails */
     }
-    out->position += len;
     start_writeback(out, len);
     return 0;
 }
