@@ -112,12 +112,33 @@ static bool is_known(const struct qlb_disk *disk, struct qlb_file_id id)
     return false;
 }
 
+static struct qlb_file_id id_of(const struct stat *st)
+{
+    struct qlb_file_id id = { .device = st->st_dev, .inode = st->st_ino };
+
+    if (S_ISBLK(st->st_mode)) {
+        /* The same device behind another node. No file has inode 0. */
+        id.device = st->st_rdev;
+        id.inode = 0;
+    }
+    return id;
+}
+
 /* Every file of the chain has one place in it: a loop would never end, and a
  * file that is both metadata and data, or twice in the chain, is a mistake. */
+static int check_new(const struct qlb_disk *disk, const char *name,
+                     const struct stat *st, struct qlb_error *err)
+{
+    if (is_known(disk, id_of(st))) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: appears twice in the backing "
+                        "chain of %s", name, disk->layers[0].path);
+    }
+    return 0;
+}
+
 static int note_file(struct qlb_disk *disk, struct qlb_layer *layer,
                      const struct qlb_blkio *io, struct qlb_error *err)
 {
-    struct qlb_file_id id;
     struct stat st;
 
     if (io->fd < 0) {
@@ -126,19 +147,26 @@ static int note_file(struct qlb_disk *disk, struct qlb_layer *layer,
     if (fstat(io->fd, &st) < 0) {
         return qlb_fail_errno(err, errno, "%s", io->name);
     }
-    id.device = st.st_dev;
-    id.inode = st.st_ino;
-    if (S_ISBLK(st.st_mode)) {
-        /* The same device behind another node. No file has inode 0. */
-        id.device = st.st_rdev;
-        id.inode = 0;
+    if (check_new(disk, io->name, &st, err) < 0) {
+        return -1;
     }
-    if (is_known(disk, id)) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: appears twice in the backing "
-                        "chain of %s", io->name, disk->layers[0].path);
-    }
-    layer->id[layer->n_ids++] = id;
+    layer->id[layer->n_ids++] = id_of(&st);
     return 0;
+}
+
+/* A file that is known already may be locked by this very process, which must
+ * not look like another one that uses it. */
+static struct qlb_blkio *open_new_file(const struct qlb_disk *disk,
+                                       const char *path,
+                                       struct qlb_error *err)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0 && check_new(disk, path, &st, err) < 0) {
+        return NULL;
+    }
+    return qlb_blkio_open(path, disk->flags & QLB_DISK_LOCK ? QLB_BLKIO_LOCK
+                                                            : 0, err);
 }
 
 /* QEMU takes a relative data file name as relative to its own working
@@ -180,8 +208,7 @@ static int open_data_file(struct qlb_disk *disk, struct qlb_layer *layer,
     if (path == NULL) {
         return -1;
     }
-    layer->data = qlb_blkio_open(path, disk->flags & QLB_DISK_LOCK
-                                           ? QLB_BLKIO_LOCK : 0, err);
+    layer->data = open_new_file(disk, path, err);
     if (layer->data == NULL) {
         return qlb_error_suffix(err, "the data file of %s", layer->path);
     }
@@ -227,8 +254,7 @@ static int open_layer(struct qlb_disk *disk, const char *path, bool raw,
     layer->io = io;
     layer->header = header;
     if (io == NULL) {
-        layer->io = qlb_blkio_open(path, disk->flags & QLB_DISK_LOCK
-                                             ? QLB_BLKIO_LOCK : 0, err);
+        layer->io = open_new_file(disk, path, err);
         if (layer->io == NULL) {
             return -1;
         }
