@@ -15,6 +15,11 @@
  *       eio-on, enospc-on the same, and so do all that follow
  *       kill-before       SIGKILL before it
  *       kill-after        SIGKILL after it
+ *       short             a write or read transfers half of its bytes, at least
+ *                         one; other calls are not affected
+ *       eintr             it fails with EINTR and does nothing
+ *       term, int         the process gets SIGTERM or SIGINT, then the call goes
+ *                         on; term-on, int-on: before all that follow, too
  *       torn              a write reaches the file up to a multiple of 4096 in
  *                         the middle (nothing, where there is none), then
  *                         SIGKILL; other calls: as kill-before
@@ -47,10 +52,11 @@
 enum op { OP_WRITE = 1, OP_SYNC = 2, OP_TRUNCATE = 4, OP_RENAME = 8,
           OP_READ = 16 };
 
-enum kind { KIND_NONE, KIND_EIO, KIND_ENOSPC, KIND_KILL_BEFORE,
-            KIND_KILL_AFTER, KIND_TORN };
+enum kind { KIND_NONE, KIND_EIO, KIND_ENOSPC, KIND_EINTR, KIND_SHORT,
+            KIND_TERM, KIND_INT, KIND_KILL_BEFORE, KIND_KILL_AFTER,
+            KIND_TORN };
 
-enum verdict { GO_ON, FAIL, KILL_AFTER, TEAR };
+enum verdict { GO_ON, FAIL, SHORTEN, KILL_AFTER, TEAR };
 
 static struct {
     unsigned ops;
@@ -90,6 +96,8 @@ static enum kind parse_kind(const char *text)
 {
     static const char *const names[] = {
         [KIND_EIO] = "eio", [KIND_ENOSPC] = "enospc",
+        [KIND_EINTR] = "eintr", [KIND_SHORT] = "short",
+        [KIND_TERM] = "term", [KIND_INT] = "int",
         [KIND_KILL_BEFORE] = "kill-before", [KIND_KILL_AFTER] = "kill-after",
         [KIND_TORN] = "torn",
     };
@@ -193,6 +201,17 @@ static enum verdict decide(enum op op, bool matches)
     case KIND_ENOSPC:
         errno = ENOSPC;
         return FAIL;
+    case KIND_EINTR:
+        errno = EINTR;
+        return FAIL;
+    case KIND_SHORT:
+        return SHORTEN;
+    case KIND_TERM:
+        kill(getpid(), SIGTERM);
+        return GO_ON;
+    case KIND_INT:
+        kill(getpid(), SIGINT);
+        return GO_ON;
     case KIND_KILL_BEFORE:
         die();
         return FAIL;
@@ -259,6 +278,11 @@ static size_t torn_length(off_t offset, size_t len)
     return boundary <= offset ? 0 : (size_t)(boundary - offset);
 }
 
+static size_t short_length(enum verdict verdict, size_t len)
+{
+    return verdict == SHORTEN && len > 1 ? len / 2 : len;
+}
+
 /* ---- the calls ---- */
 
 /* What call() returns, with the faults around it. */
@@ -288,6 +312,7 @@ static ssize_t pwrite_with_faults(int fd, const void *buf, size_t len,
     if (verdict == TEAR) {
         len = torn_length(offset, len);
     }
+    len = short_length(verdict, len);
     n = len == 0 ? 0 : REAL(pwrite)(fd, buf, len, offset);
     if (verdict == TEAR || verdict == KILL_AFTER) {
         die();
@@ -321,6 +346,7 @@ ssize_t write(int fd, const void *buf, size_t len)
         at = lseek(fd, 0, SEEK_CUR);
         len = torn_length(at < 0 ? 0 : at, len);
     }
+    len = short_length(verdict, len);
     n = len == 0 ? 0 : REAL(write)(fd, buf, len);
     if (verdict == TEAR || verdict == KILL_AFTER) {
         die();
@@ -397,19 +423,33 @@ int linkat(int from_dir, const char *from, int to_dir, const char *to,
                 REAL(linkat)(from_dir, from, to_dir, to, flags));
 }
 
+/* A read of which half arrives, where that is asked for. */
+#define READ_WITH_FAULTS(fd, len, call)                                       \
+    do {                                                                      \
+        enum verdict verdict_ = decide(OP_READ, fd_matches(fd));              \
+        ssize_t result_;                                                      \
+        if (verdict_ == FAIL) {                                               \
+            return -1;                                                        \
+        }                                                                     \
+        len = short_length(verdict_, len);                                    \
+        result_ = (call);                                                     \
+        if (verdict_ == KILL_AFTER) {                                         \
+            die();                                                            \
+        }                                                                     \
+        return result_;                                                       \
+    } while (0)
+
 ssize_t pread(int fd, void *buf, size_t len, off_t offset)
 {
-    WITH_FAULTS(OP_READ, fd_matches(fd), ssize_t,
-                REAL(pread)(fd, buf, len, offset));
+    READ_WITH_FAULTS(fd, len, REAL(pread)(fd, buf, len, offset));
 }
 
 ssize_t pread64(int fd, void *buf, size_t len, off64_t offset)
 {
-    WITH_FAULTS(OP_READ, fd_matches(fd), ssize_t,
-                REAL(pread64)(fd, buf, len, offset));
+    READ_WITH_FAULTS(fd, len, REAL(pread64)(fd, buf, len, offset));
 }
 
 ssize_t read(int fd, void *buf, size_t len)
 {
-    WITH_FAULTS(OP_READ, fd_matches(fd), ssize_t, REAL(read)(fd, buf, len));
+    READ_WITH_FAULTS(fd, len, REAL(read)(fd, buf, len));
 }
