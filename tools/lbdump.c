@@ -122,6 +122,13 @@ static int open_image(struct lbdump *d, struct qlb_error *err)
     return 0;
 }
 
+static bool backing_is_qcow2(const struct qlb_disk *overlay)
+{
+    const char *format = qlb_disk_header(overlay)->backing_format;
+
+    return format != NULL && strcmp(format, "qcow2") == 0;
+}
+
 static int open_overlay(struct lbdump *d, struct qlb_error *err)
 {
     const char *backing;
@@ -133,6 +140,11 @@ static int open_overlay(struct lbdump *d, struct qlb_error *err)
     }
     d->disk = d->overlay;
     backing = qlb_disk_backing_path(d->overlay);
+    if (backing != NULL && !backing_is_qcow2(d->overlay)) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the backing image %s has "
+                        "no checkpoint: it is not a qcow2 image", d->path,
+                        backing);
+    }
     if (backing == NULL) {
         return qlb_fail(err, QLB_E_USAGE, "%s: --overlay wants an image with "
                         "a backing file", d->path);
@@ -272,6 +284,11 @@ static void describe_increment(struct lbdump *d, const struct qlb_ext *ext)
     const struct qlb_checkpoint *parent = &ext->checkpoints[d->since_index];
     uint64_t smallest = d->header.virtual_size;
 
+    /* A larger overlay reads as zeroes above its base. */
+    if (d->backing != NULL &&
+        qlb_disk_size(qlb_image_disk(d->backing)) < smallest) {
+        smallest = qlb_disk_size(qlb_image_disk(d->backing));
+    }
     d->header.incremental = true;
     d->header.parent = parent->uuid;
     for (unsigned i = d->since_index + 1; i < ext->n_checkpoints; i++) {
