@@ -22,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.environ.get("abs_top_srcdir", os.path.dirname(os.path.dirname(HERE)))
 BUILD = os.environ.get("abs_top_builddir", os.path.join(TOP, "build"))
 TOOLS = os.path.join(BUILD, "tools")
-SHIM = os.path.join(BUILD, "tests", "fault", ".libs", "shim.so")
+SHIM = os.path.join(BUILD, "tests", "fault", "shim.so")
 NIGHTLY = os.environ.get("QLB_NIGHTLY") == "1"
 
 sys.path.insert(0, os.path.join(TOP, "tests", "oracle"))

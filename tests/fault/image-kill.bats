@@ -13,7 +13,7 @@ U3=33333333-3333-4333-8333-333333333333
 setup() {
     helpers_setup
     imagectl=$abs_top_builddir/tests/unit/imagectl
-    shim=$abs_top_builddir/tests/fault/.libs/shim.so
+    shim=$abs_top_builddir/tests/fault/shim.so
     [ -e "$shim" ] || fail "no $shim: make check builds it"
 }
 
