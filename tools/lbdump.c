@@ -541,7 +541,7 @@ static int open_output(struct lbdump *d, struct qlb_error *err)
         d->out = qlb_outfile_create(d->output,
                                     d->force ? QLB_OUTFILE_FORCE : 0, err);
     } else {
-        d->out = qlb_outfile_fd(STDOUT_FILENO, "standard output", err);
+        d->out = tool_open_stdout(err);
     }
     return d->out == NULL ? -1 : 0;
 }

@@ -199,7 +199,7 @@ static int open_output(struct lbmerge *m, struct qlb_error *err)
     struct stat st;
 
     if (m->output == NULL) {
-        m->out = qlb_outfile_fd(STDOUT_FILENO, "standard output", err);
+        m->out = tool_open_stdout(err);
     } else {
         if (stat(m->output, &st) == 0 && output_is_input(m, &st)) {
             flags |= QLB_OUTFILE_FORCE;

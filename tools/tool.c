@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -346,6 +347,19 @@ int tool_print_json(json_t *object, bool to_stderr)
         return -1;
     }
     return 0;
+}
+
+struct qlb_outfile *tool_open_stdout(struct qlb_error *err)
+{
+    struct stat st;
+
+    if (fstat(STDOUT_FILENO, &st) == 0 && S_ISREG(st.st_mode) &&
+        (st.st_size > 0 || lseek(STDOUT_FILENO, 0, SEEK_CUR) > 0)) {
+        qlb_fail(err, QLB_E_USAGE, "standard output: the file is not empty, "
+                 "and an archive can't be appended to it");
+        return NULL;
+    }
+    return qlb_outfile_fd(STDOUT_FILENO, "standard output", err);
 }
 
 void tool_discard_stdout(const struct qlb_outfile *out)

@@ -92,9 +92,15 @@ json_t *tool_json_hex(const uint8_t *bytes, size_t len);
  * an archive, to standard error. 0, or -1 where that fails. */
 int tool_print_json(json_t *object, bool to_stderr);
 
+/* Standard output, for an archive. A regular file must be empty: offsets in an
+ * archive count from its first byte, and nothing may follow its last, so one
+ * that is appended to something (>>), or overwrites its start (1<>), is none.
+ * NULL on failure. */
+struct qlb_outfile *tool_open_stdout(struct qlb_error *err);
+
 /* After a failure: empties the file that standard output was redirected to,
- * so that it does not look like the start of an archive. A file that was
- * appended to is left alone, and so is what was committed. out may be NULL. */
+ * so that it does not look like the start of an archive. What was committed is
+ * left alone. out may be NULL: nothing was opened. */
 void tool_discard_stdout(const struct qlb_outfile *out);
 
 /* ---- progress ---- */
