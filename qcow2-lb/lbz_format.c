@@ -705,16 +705,16 @@ static int regroup_digests(struct page_parser *parser, size_t table)
 {
     struct qlb_lbz_page *page = parser->page;
     size_t digest_size = parser->digest_size;
-    uint8_t *to, *base = page->payload;
+    uint8_t *to, *grown;
     uint16_t rank[QLB_LBZ_PAGE_BLOCKS];
     unsigned n = 0;
 
-    page->payload = realloc(base, page->payload_size +
-                                      page->n_live * digest_size);
-    if (page->payload == NULL) {
-        page->payload = base;
+    grown = realloc(page->payload, page->payload_size +
+                                       page->n_live * digest_size);
+    if (grown == NULL) {
         return qlb_fail(parser->err, QLB_E_RUNTIME, "out of memory");
     }
+    page->payload = grown;
     page->payload_capacity = page->payload_size + page->n_live * digest_size;
     for (unsigned block = 0; block < QLB_LBZ_PAGE_BLOCKS; block++) {
         rank[block] = (uint16_t)n;
