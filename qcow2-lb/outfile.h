@@ -41,7 +41,10 @@ int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
                       struct qlb_error *err);
 
 /* Writes at an offset; only for outputs that can seek (named ones). May be
- * called by several threads at once. */
+ * called by several threads at once. A regular file is written past the page
+ * cache where buf, len and offset are multiples of QLB_OUTFILE_ALIGNMENT. */
+enum { QLB_OUTFILE_ALIGNMENT = 4096 };
+
 int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
                        uint64_t offset, struct qlb_error *err);
 

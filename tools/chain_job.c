@@ -164,7 +164,8 @@ struct chain_worker *chain_workers_new(unsigned n, struct qlb_error *err)
         struct chain_worker *worker = &workers[i];
 
         worker->packed = malloc(CHAIN_PACKED_SIZE);
-        worker->blocks = malloc(QLB_LBZ_STRIPE);
+        worker->blocks = aligned_alloc(QLB_OUTFILE_ALIGNMENT,
+                                       QLB_LBZ_STRIPE);
         worker->decoder = qlb_lbz_decoder_new(err);
         if (worker->packed == NULL || worker->blocks == NULL ||
             worker->decoder == NULL) {
