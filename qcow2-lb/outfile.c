@@ -317,6 +317,16 @@ int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
     return 0;
 }
 
+void qlb_outfile_reserve(struct qlb_outfile *out, uint64_t offset,
+                         uint64_t length)
+{
+    if (out->type == S_IFREG) {
+        int ret = fallocate(out->fd, 0, (off_t)offset, (off_t)length);
+
+        (void)ret; /* the write will tell */
+    }
+}
+
 /* Where neither the file system nor the device can zero by itself. */
 static int write_zeroes(struct qlb_outfile *out, uint64_t offset,
                         uint64_t length, struct qlb_error *err)

@@ -48,6 +48,12 @@ enum { QLB_OUTFILE_ALIGNMENT = 4096 };
 int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
                        uint64_t offset, struct qlb_error *err);
 
+/* Has a regular file allocate a range that is about to be written, which may
+ * make it longer: writes there then need not wait for each other. Only a hint;
+ * a later qlb_outfile_truncate gives back what was too much. */
+void qlb_outfile_reserve(struct qlb_outfile *out, uint64_t offset,
+                         uint64_t length);
+
 /* Makes a range of a block device or of a regular file read as zeroes. */
 int qlb_outfile_zero(struct qlb_outfile *out, uint64_t offset,
                      uint64_t length, struct qlb_error *err);

@@ -36,11 +36,13 @@
 #define HEADER_LENGTH 112 /* with the compression type, as QEMU writes it */
 
 #define NO_L2 UINT64_MAX
+#define RESERVE_STEP (UINT64_C(256) << 20)
 
 struct qlb_qcow2_writer {
     struct qlb_outfile *out;
     uint64_t virtual_size;
     uint64_t clusters;   /* allocated so far: the next one's number */
+    uint64_t reserved;   /* bytes of the file */
     uint64_t l1_entries;
     uint8_t *l1;         /* as it will be on disk, whole clusters */
     uint64_t l1_clusters;
@@ -132,6 +134,15 @@ static bool is_free(const struct qlb_qcow2_writer *w, uint64_t index,
     return index == w->l2_index;
 }
 
+/* What is left of the last step, finish() cuts off. */
+static void reserve(struct qlb_qcow2_writer *w)
+{
+    while (w->reserved < w->clusters * CLUSTER) {
+        qlb_outfile_reserve(w->out, w->reserved, RESERVE_STEP);
+        w->reserved += RESERVE_STEP;
+    }
+}
+
 int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err)
@@ -157,6 +168,7 @@ int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                  allocate(writer, 1) | QLB_ENTRY_COPIED);
     }
     *host = allocate(writer, clusters);
+    reserve(writer);
     for (unsigned i = 0; i < clusters; i++) {
         put_be64(writer->l2 + (first + i) * 8,
                  (*host + i * CLUSTER) | QLB_ENTRY_COPIED);
