@@ -35,6 +35,7 @@ struct compare {
     /* For `next`. */
     struct qlb_disk_reader *scanner;
     uint64_t position;
+    uint64_t taken, limit; /* bytes outside of pages: so far, at most */
     const struct qlb_chain_page *page; /* the first not yet passed */
     bool pages_left;
     /* Digest of each block of the page; NULL where it reads as zeroes. */
@@ -108,6 +109,23 @@ static int skip_empty(struct compare *c, struct qlb_error *err)
     return 0;
 }
 
+/* Tables that lead to the same clusters over and over give a small file more
+ * content than anybody can read. In the pages of the chain the archives bound
+ * what is read. */
+static int check_limit(struct compare *c, const struct compare_job *job,
+                       struct qlb_error *err)
+{
+    if (job->offset >= page_start(c)) {
+        return 0;
+    }
+    c->taken += job->n_blocks * (uint64_t)BLOCK;
+    if (c->taken > c->limit) {
+        return qlb_fail(err, QLB_E_DAMAGED, "%s: the image maps more data "
+                        "than its files can hold", c->path);
+    }
+    return 0;
+}
+
 static void describe_stripe(const struct compare *c, struct compare_job *job)
 {
     uint64_t start = page_start(c);
@@ -152,7 +170,7 @@ static int compare_next(void *opaque, void *arg, struct qlb_error *err)
                         : (unsigned)((left + BLOCK - 1) / BLOCK);
     c->position += QLB_LBZ_STRIPE;
     describe_stripe(c, job);
-    return 1;
+    return check_limit(c, job, err) < 0 ? -1 : 1;
 }
 
 static int compare_work(void *opaque, void *arg, unsigned thread,
@@ -302,6 +320,7 @@ int compare_with_disk(struct qlb_chain *chain, const char *path,
         return -1;
     }
     c.size = qlb_disk_size(disk);
+    c.limit = qlb_disk_content_limit(disk);
     if (c.size != header->virtual_size) {
         qlb_fail(err, QLB_E_DAMAGED, "%s: has %" PRIu64 " bytes, the chain %"
                  PRIu64, path, c.size, header->virtual_size);

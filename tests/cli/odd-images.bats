@@ -31,11 +31,15 @@ PYTHON
 @test "a small file that maps a tebibyte over and over is damaged" {
     qemu-img create -q -f qcow2 disk.qcow2 1T
     qemu_write disk.qcow2 0 64k 5
+    run_expect 0 lbdump -q -o good.lbz disk.qcow2
     fold_onto_one_cluster disk.qcow2
     run_expect 4 lbdump -q -o base.lbz disk.qcow2
     expect_stderr \
         'lbdump: disk.qcow2: the image maps more data than its files can hold'
     expect_absent base.lbz
+    run_expect 4 lbverify -q --image disk.qcow2 good.lbz
+    expect_stderr_has \
+        'lbverify: disk.qcow2: the image maps more data than its files can hold'
 }
 
 @test "a relative data file is found as QEMU finds it, or beside the image" {
