@@ -113,11 +113,32 @@ static int open_direct(const struct qlb_outfile *out)
     return open(path, O_WRONLY | O_DIRECT | O_CLOEXEC);
 }
 
-static int create_temporary(struct qlb_outfile *out, unsigned flags,
-                            struct qlb_error *err)
+/* Who could not read the file that is replaced must not read the new one, and
+ * whose it was keeps it, as far as we may give it away. */
+static int set_access(const struct qlb_outfile *out, unsigned flags,
+                      const struct stat *replaced)
 {
     mode_t mask;
 
+    if (replaced != NULL) {
+        if (fchown(out->fd, replaced->st_uid, replaced->st_gid) < 0) {
+            /* Then it is ours. */
+        }
+        return fchmod(out->fd, replaced->st_mode & 0777);
+    }
+    if (flags & QLB_OUTFILE_PRIVATE) {
+        return 0;
+    }
+    mask = umask(0);
+    umask(mask);
+    return fchmod(out->fd, 0666 & ~mask);
+}
+
+/* replaced: the file whose name it will get; NULL: there is none. */
+static int create_temporary(struct qlb_outfile *out, unsigned flags,
+                            const struct stat *replaced,
+                            struct qlb_error *err)
+{
     out->temporary = temporary_name(out->name);
     if (out->temporary == NULL) {
         return qlb_fail_errno(err, ENOMEM, "%s", out->name);
@@ -139,10 +160,9 @@ static int create_temporary(struct qlb_outfile *out, unsigned flags,
     }
     out->type = S_IFREG;
     out->direct = open_direct(out);
-    if (!(flags & QLB_OUTFILE_PRIVATE)) {
-        mask = umask(0);
-        umask(mask);
-        fchmod(out->fd, 0666 & ~mask);
+    if (set_access(out, flags, replaced) < 0) {
+        return qlb_fail_errno(err, errno, "%s: setting its permissions",
+                              out->name);
     }
     return 0;
 }
@@ -190,7 +210,7 @@ static int begin_output(struct qlb_outfile *out, unsigned flags,
         if (errno != ENOENT) {
             return qlb_fail_errno(err, errno, "%s", out->name);
         }
-        return create_temporary(out, flags, err);
+        return create_temporary(out, flags, NULL, err);
     }
     if (S_ISDIR(st.st_mode)) {
         return qlb_fail_errno(err, EISDIR, "%s", out->name);
@@ -205,7 +225,7 @@ static int begin_output(struct qlb_outfile *out, unsigned flags,
     if (resolve_name(out, err) < 0) {
         return -1;
     }
-    return create_temporary(out, flags, err);
+    return create_temporary(out, flags, &st, err);
 }
 
 struct qlb_outfile *qlb_outfile_create(const char *path, unsigned flags,

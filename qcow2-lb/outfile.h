@@ -20,12 +20,13 @@ struct qlb_outfile;
 
 enum qlb_outfile_flags {
     QLB_OUTFILE_FORCE = 1, /* an existing file may be replaced */
-    QLB_OUTFILE_PRIVATE = 2, /* mode 0600 instead of 0666 & ~umask */
+    QLB_OUTFILE_PRIVATE = 2, /* a new file: mode 0600, not 0666 & ~umask */
 };
 
 /* Begins a named output. Where the name exists: without FORCE an error, with
- * FORCE a regular file is replaced at commit, and a block device is written
- * in place. NULL on failure. */
+ * FORCE a regular file is replaced at commit, by one with its permissions (and
+ * owner, where we may), and a block device is written in place. NULL on
+ * failure. */
 struct qlb_outfile *qlb_outfile_create(const char *path, unsigned flags,
                                        struct qlb_error *err);
 

@@ -154,6 +154,30 @@ static void test_force_replaces_the_target_of_a_link(void **state)
     unlink("b");
 }
 
+static void test_force_keeps_the_permissions(void **state)
+{
+    static const mode_t modes[] = { 0600, 0640, 0644, 0666 };
+    mode_t mask = umask(022);
+    struct qlb_error err;
+    struct stat st;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+        struct qlb_outfile *out;
+
+        put("a", "old");
+        assert_int_equal(chmod("a", modes[i]), 0);
+        out = qlb_outfile_create("a", QLB_OUTFILE_FORCE, &err);
+        assert_non_null(out);
+        assert_int_equal(qlb_outfile_commit(out, &err), 0);
+        qlb_outfile_close(out);
+        assert_int_equal(stat("a", &st), 0);
+        assert_int_equal(st.st_mode & 07777, modes[i]);
+    }
+    unlink("a");
+    umask(mask);
+}
+
 static void test_abandon_removes_temporary_files(void **state)
 {
     struct qlb_error err;
@@ -255,6 +279,7 @@ int main(void)
         cmocka_unit_test(test_close_without_commit_leaves_nothing),
         cmocka_unit_test(test_existing_names_are_kept),
         cmocka_unit_test(test_force_replaces_the_target_of_a_link),
+        cmocka_unit_test(test_force_keeps_the_permissions),
         cmocka_unit_test(test_abandon_removes_temporary_files),
         cmocka_unit_test(test_zero),
         cmocka_unit_test(test_short_files),
