@@ -69,10 +69,11 @@ void qlb_changes_free(struct qlb_changes *changes);
 /* All below need QLB_IMAGE_WRITE, update the object too, and end synced. They
  * refuse an image that is marked dirty. What keeps checkpoints in the list
  * fails with QLB_E_UNTRUSTED where rules 1 to 13 do not trust the image: the
- * write would make it look well. A failure leaves the old state, but for a
- * failed write or sync of the header itself: then the object refuses further
- * changes, and what stands in the file is old or new. What could not be freed
- * at the end is leaked, and no failure. */
+ * write would make it look well. A failure leaves the old state: where a write
+ * or sync of the header itself fails, the old header is put back; only if that
+ * fails too, what stands in the file may be old or new. The object refuses
+ * further changes then. What could not be freed at the end is leaked, and no
+ * failure. */
 
 /* Turns livebackup on, with no checkpoint yet. granularity_bits: 12 to 31
  * (0: 64 KiB). QLB_E_USAGE: already on, version 2, clusters under 4 KiB, no
