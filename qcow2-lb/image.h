@@ -86,6 +86,10 @@ int qlb_image_enable(struct qlb_image *image, unsigned granularity_bits,
  * another version. */
 int qlb_image_disable(struct qlb_image *image, struct qlb_error *err);
 
+/* Whether a checkpoint could be added now, as far as the list and the state of
+ * the image tell: for those who have much to do before they add it. */
+int qlb_image_check_add(const struct qlb_image *image, struct qlb_error *err);
+
 /* Adds a checkpoint, unconfirmed, as the newest: its bitmap is enabled and
  * clean (canaries aside), the one before frozen. Checkpoints that are not
  * trusted are dropped first where drop_untrusted is set (else QLB_E_UNTRUSTED

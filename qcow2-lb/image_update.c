@@ -874,6 +874,37 @@ static int check_add(const struct qlb_image *image,
     return check_granularity(image, image->ext.granularity_bits, err);
 }
 
+/* Which checkpoint of a list makes room for another: *fold, or -1 where none
+ * has to. */
+static int find_room(const struct qlb_image *image, const struct qlb_ext *ext,
+                     int *fold, struct qlb_error *err)
+{
+    *fold = -1;
+    if (ext->n_checkpoints < QLB_MAX_CHECKPOINTS) {
+        return 0;
+    }
+    *fold = qlb_ext_foldable(ext);
+    if (*fold < 0) {
+        return qlb_fail(err, QLB_E_USAGE, "%s: the image has %d "
+                        "checkpoints, each the newest confirmed one of "
+                        "its chain; prune one", image->io->name,
+                        QLB_MAX_CHECKPOINTS);
+    }
+    return 0;
+}
+
+int qlb_image_check_add(const struct qlb_image *image, struct qlb_error *err)
+{
+    int fold;
+
+    if (qlb_image_check_writable(image, err) < 0) {
+        return -1;
+    }
+    /* What is not trusted makes room. */
+    return qlb_image_untrusted(image) > 0
+               ? 0 : find_room(image, &image->ext, &fold, err);
+}
+
 static void plan_drop_front(struct update *u, unsigned n)
 {
     while (n-- > 0) {
@@ -886,23 +917,18 @@ int qlb_image_add_checkpoint(struct qlb_image *image,
                              bool drop_untrusted, struct qlb_error *err)
 {
     struct update u;
-    int ret = 0;
+    int fold, ret = 0;
 
     if (update_begin(&u, image, err) < 0 ||
         check_add(image, checkpoint, drop_untrusted, err) < 0) {
         return -1;
     }
     plan_drop_front(&u, qlb_image_untrusted(image));
-    if (u.ext.n_checkpoints == QLB_MAX_CHECKPOINTS) {
-        int i = qlb_ext_foldable(&u.ext);
-
-        if (i < 0) {
-            return qlb_fail(err, QLB_E_USAGE, "%s: the image has %d "
-                            "checkpoints, each the newest confirmed one of "
-                            "its chain; prune one", image->io->name,
-                            QLB_MAX_CHECKPOINTS);
-        }
-        ret = plan_fold(&u, (unsigned)i, err);
+    if (find_room(image, &u.ext, &fold, err) < 0) {
+        return -1;
+    }
+    if (fold >= 0) {
+        ret = plan_fold(&u, (unsigned)fold, err);
     }
     if (ret == 0) {
         plan_append(&u, checkpoint);

@@ -560,6 +560,10 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
         *err = *qlb_image_disk_error(d->image);
         return -1;
     }
+    /* What will keep the checkpoint out is told before hours of reading. */
+    if (d->record && qlb_image_check_add(d->image, err) < 0) {
+        return -1;
+    }
     say_what_is_done(d);
     make_header(d);
     if (prepare_ranges(d, &ranges, err) < 0 || open_output(d, err) < 0) {

@@ -81,6 +81,10 @@ load backup
         lbdump --chain=c33 -o 33.lbz disk.qcow2
     expect_stderr 'lbdump: disk.qcow2: the image has 32 checkpoints, each the newest confirmed one of its chain; prune one'
     expect_absent 33.lbz
+    # before anything is read or written
+    run_expect 0 bash -c 'lbdump --chain=c33 disk.qcow2 | wc -c'
+    expect_output 0
+    expect_stderr_has 'prune one'
     good_image disk.qcow2
     run_expect 0 lbctl prune --force disk.qcow2 "$(uuid_of 7.lbz)"
     dump 33.lbz disk.qcow2 --chain=c33
