@@ -449,6 +449,17 @@ static bool from_pipe(const struct lbverify *v)
     return strcmp(v->inputs[0], "-") == 0;
 }
 
+/* Whether a signal came before the rest was looked at. What ended in spite of
+ * one has ended, and is no failure. */
+static bool stopped(struct lbverify *v, const char *rest)
+{
+    if (tool_stop) {
+        tool_message("interrupted: %s", rest);
+        note_status(v, QLB_E_RUNTIME);
+    }
+    return tool_stop;
+}
+
 static void verify(struct lbverify *v)
 {
     struct qlb_error err;
@@ -461,11 +472,15 @@ static void verify(struct lbverify *v)
         verify_stream(v);
         return;
     }
-    for (unsigned i = 0; i < v->n_inputs && !tool_stop; i++) {
+    for (unsigned i = 0; i < v->n_inputs; i++) {
+        if (i > 0 && stopped(v, "not all archives were checked")) {
+            return;
+        }
         verify_archive(v, v->inputs[i]);
     }
-    if (v->status == 0 && !tool_stop &&
-        (v->n_inputs > 1 || v->image != NULL || v->has_at)) {
+    if (v->status == 0 &&
+        (v->n_inputs > 1 || v->image != NULL || v->has_at) &&
+        !stopped(v, "the chain was not checked")) {
         verify_chain(v);
     }
 }
@@ -551,9 +566,6 @@ int main(int argc, char **argv)
     tool_begin("lbverify");
     parse_options(&v, argc, argv);
     verify(&v);
-    if (tool_stop) {
-        note_status(&v, QLB_E_RUNTIME);
-    }
     if (v.json) {
         print_summary(&v);
     }

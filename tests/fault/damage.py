@@ -152,7 +152,8 @@ def flips(name, places):
     structures = Structures(name + ".lbz")
     for offset, value in places(structures, data):
         piece = structures.piece_at(offset)
-        yield (f"{name}.lbz, byte {offset} of {len(data)} in {piece[0]}",
+        yield (f"{name}.lbz, byte {offset} of {len(data)} in {piece[0]} "
+               f"changed by {value:#x}",
                name, data, offset, value, piece)
 
 

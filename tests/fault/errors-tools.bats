@@ -17,6 +17,10 @@ load fault
     claim faults.py fail-restore
 }
 
+@test "any read, write or sync of storing from a pipe fails" {
+    claim faults.py fail-store
+}
+
 @test "an unreadable sector of an archive is no damage" {
     claim faults.py fail-verify
 }
@@ -29,10 +33,14 @@ load fault
     claim faults.py signals-stop-a-dump
 }
 
+@test "SIGINT stops lbverify" {
+    claim faults.py signals-stop-lbverify
+}
+
 @test "a second signal leaves no temporary file either" {
     claim faults.py second-signal
 }
 
-@test "SIGINT and SIGTERM stop a merge and a restore" {
+@test "SIGINT and SIGTERM stop a merge, a restore and storing" {
     claim faults.py signals-stop-merge-and-restore
 }

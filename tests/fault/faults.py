@@ -38,18 +38,21 @@ class Operation:
     """
 
     def __init__(self, prepare, argv, output=None, to=None, checkpoint=False,
-                 receipt=0):
+                 receipt=0, stdin=None):
         self.prepare = prepare
         self.argv = argv
         self.output = output
         self.to = to
         self.checkpoint = checkpoint
         self.receipt = receipt
+        self.stdin = stdin
 
     def run(self, folder, **how):
         """Run it in a folder; how: see run()."""
         argv = [os.path.join(folder, word[1:]) if word[0] == "@" else word
                 for word in self.argv]
+        if self.stdin:
+            how["stdin"] = os.path.join(folder, self.stdin)
         if self.receipt:
             argv += receipt(folder)[:self.receipt]
         if self.to in ("redirect", "pipe"):
@@ -137,6 +140,13 @@ def prepare_old_disk(folder):
          os.path.join(folder, "full.lbz")]).expect(0)
 
 
+def prepare_old_copy(folder):
+    """A chain, and an older archive under the name that is stored to."""
+    prepare_archives(folder)
+    copy(os.path.join(folder, "incr1.lbz"),
+         os.path.join(folder, "stored.lbz"))
+
+
 DUMP = ["lbdump", "-q", "--threads=1"]
 IMAGE_OPERATIONS = {
     "enable": Operation(prepare_plain, ["lbctl", "enable", "@disk.qcow2"]),
@@ -167,6 +177,9 @@ ARCHIVE_OPERATIONS = {
     "restore": Operation(prepare_old_disk, [
         "lbrestore", "-q", "--threads=1", "--force", "-o", "@old.qcow2",
         "@full.lbz", "@incr1.lbz", "@incr2.lbz"], "old.qcow2", "file"),
+    "store": Operation(prepare_old_copy, [
+        "lbverify", "-q", "--threads=1", "--force", "-o", "@stored.lbz", "-"],
+        "stored.lbz", "file", stdin="full.lbz"),
 }
 
 
@@ -439,6 +452,12 @@ def kill_restore():
     each_kill_of_archives("restore")
 
 
+@claim
+def kill_store():
+    """lbverify -o --force, from a pipe"""
+    each_kill_of_archives("store")
+
+
 # --------------------------------------------------------------------------
 # Errors
 # --------------------------------------------------------------------------
@@ -559,6 +578,12 @@ def fail_restore():
 
 
 @claim
+def fail_store():
+    """lbverify -o --force, from a pipe"""
+    failing_archives("store")
+
+
+@claim
 def fail_verify():
     """An unreadable sector is no damage."""
     case = Case("merge", ARCHIVE_OPERATIONS["merge"])
@@ -637,6 +662,32 @@ def signals_stop_a_dump():
             cases += error_cases(name, IMAGE_OPERATIONS[name], (kind,),
                                  WRITES, 2)
     each(cases, check_stopped_writer)
+
+
+@claim
+def signals_stop_lbverify():
+    """Told as such wherever it comes, and no archive is called damaged."""
+    case = Case("merge", ARCHIVE_OPERATIONS["merge"])
+    files = [os.path.join(case.base, name)
+             for name in ("full.lbz", "incr1.lbz", "incr2.lbz")]
+    run(["lbverify", "--threads=1", *files], env=shim_environment(
+        op="read", path=".lbz", count_file="count")).expect(0)
+    total = int(read("count"))
+    statuses = set()
+
+    def check(n):
+        result = run(["lbverify", "--threads=1", "--receipt", *files],
+                     env=shim_environment(op="read", path=".lbz", at=n,
+                                          kind="int"))
+        statuses.add(result.expect(0, 1).status)
+        if result.status == 1:
+            result.mentions("^lbverify: .*interrupted")
+        elif result.out.count(b"\n") != len(files):
+            raise Failure(f"not all are receipted\n{result}")
+
+    each(range(1, total + 1), check)
+    if statuses != {0, 1}:
+        raise Failure(f"statuses are {statuses}")
 
 
 @claim

@@ -33,3 +33,7 @@ load fault
 @test "killed in a restore that replaces a disk" {
     claim faults.py kill-restore
 }
+
+@test "killed while it stores what comes through a pipe" {
+    claim faults.py kill-store
+}
