@@ -259,3 +259,20 @@ load backup
     expect_output_has 'lbdump: an archive is not written to a terminal; redirect it, or use -o FILE'
     [ "$(status_of disk.qcow2 '.checkpoints | length')" = 0 ]
 }
+
+@test "an image that needs a repair is refused before it is read" {
+    new_disk disk.qcow2 8M -o lazy_refcounts=on
+    dump full.lbz disk.qcow2
+    # as a stock QEMU leaves it that was killed
+    lbext poke disk.qcow2 --set incompatible.dirty=1 \
+        --set autoclear.livebackup=0
+    run_to out 1 bash -c 'lbdump disk.qcow2 | wc -c; exit ${PIPESTATUS[0]}'
+    expect_stderr 'lbdump: disk.qcow2: the image was not closed cleanly and its refcounts may be wrong; repair it with: qemu-img check -r all disk.qcow2'
+    [ "$(cat out)" = 0 ]
+    run_expect 3 lbdump --incremental -o x.lbz disk.qcow2
+    expect_stderr_has '(not-closed)'
+    dump copy.lbz disk.qcow2 --copy
+    qemu-img check -q -f qcow2 -r all disk.qcow2
+    run_expect 0 lbdump -q --auto -o again.lbz disk.qcow2
+    good_image disk.qcow2
+}
