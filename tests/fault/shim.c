@@ -293,6 +293,9 @@ static size_t short_length(enum verdict verdict, size_t len)
         if (verdict_ == FAIL) {                                               \
             return -1;                                                        \
         }                                                                     \
+        if (verdict_ == TEAR) {                                               \
+            die(); /* there is no middle */                                   \
+        }                                                                     \
         result_ = (call);                                                     \
         if (verdict_ == KILL_AFTER) {                                         \
             die();                                                            \
