@@ -45,6 +45,7 @@ struct recount {
     uint64_t first, n;       /* the window, clusters */
     uint8_t *counts;         /* n; 255: that or more */
     uint8_t *l2;             /* one cluster */
+    uint64_t l2_tables;      /* referred to by the L1 table at hand */
     uint64_t leaks;
 };
 
@@ -149,6 +150,11 @@ static int walk_l1_chunk(struct recount *r, const uint8_t *chunk, uint64_t n,
         if (table == 0) {
             continue;
         }
+        /* Tables of one L1 table are distinct, so that a walk ends. */
+        if (r->l2_tables++ > r->file_end >> r->header->cluster_bits) {
+            return damaged(r, "an L1 table that refers to an L2 table twice",
+                           table, err);
+        }
         if (mark_aligned(r, table, r->header->cluster_size,
                          "an L2 table that is not aligned", err) < 0 ||
             walk_l2(r, table, err) < 0) {
@@ -177,6 +183,7 @@ static int walk_l1(struct recount *r, uint64_t offset, uint64_t entries,
     if (chunk == NULL) {
         return qlb_fail_errno(err, ENOMEM, "%s", r->io->name);
     }
+    r->l2_tables = 0;
     for (uint64_t i = 0; i < entries; i += L1_CHUNK) {
         uint64_t n = min_u64(entries - i, L1_CHUNK);
 
@@ -195,6 +202,11 @@ static int walk_snapshots(struct recount *r, struct qlb_error *err)
 {
     uint64_t start = r->header->snapshots_offset, offset = start;
 
+    /* Each has an L1 table of its own. */
+    if (r->header->n_snapshots > r->file_end >> r->header->cluster_bits) {
+        return damaged(r, "a snapshot table with more snapshots than the file "
+                       "has clusters", start, err);
+    }
     for (uint32_t i = 0; i < r->header->n_snapshots; i++) {
         uint8_t entry[SNAPSHOT_ENTRY];
         uint32_t extra;

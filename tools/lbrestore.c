@@ -205,13 +205,16 @@ static int write_run(struct lbrestore *r, const struct restore_job *job,
     uint64_t offset = frame->offset + (uint64_t)first * QLB_LBZ_BLOCK;
     uint64_t length = (uint64_t)n * QLB_LBZ_BLOCK;
 
-    /* A raw disk ends at its size; a qcow2 cluster is whole. */
-    if (r->writer == NULL && length > r->header->virtual_size - offset) {
-        length = r->header->virtual_size - offset;
+    uint8_t *blocks = frame->blocks + (size_t)first * QLB_LBZ_BLOCK;
+    uint64_t inside = r->header->virtual_size - offset;
+
+    /* A raw disk ends at its size; a qcow2 cluster is whole, but must not
+     * show what a foreign writer put behind the end when the disk grows. */
+    if (length > inside) {
+        memset(blocks + inside, 0, length - inside);
+        length = r->writer == NULL ? inside : length;
     }
-    return qlb_outfile_pwrite(r->out, frame->blocks +
-                              (size_t)first * QLB_LBZ_BLOCK, length, host,
-                              err);
+    return qlb_outfile_pwrite(r->out, blocks, length, host, err);
 }
 
 static int restore_work(void *opaque, void *arg, unsigned thread,

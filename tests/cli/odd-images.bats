@@ -66,3 +66,12 @@ is relative, and means one file in the image's folder and another in the \
 working directory; change to the folder that QEMU runs in"
     expect_absent base.lbz
 }
+
+@test "recover ends where tables refer to each other over and over" {
+    qemu-img create -q -f qcow2 disk.qcow2 1T
+    qemu_write disk.qcow2 0 64k 5
+    run_expect 0 lbctl enable disk.qcow2
+    fold_onto_one_cluster disk.qcow2
+    run_expect 4 lbctl recover disk.qcow2
+    expect_stderr_has 'an L1 table that refers to an L2 table twice'
+}
