@@ -4,7 +4,7 @@
  * of fatal signals may walk: an entry is a pointer that is set and cleared
  * atomically, and unlink() is async-signal-safe.
  *
- * Writeback is started with sync_file_range() every 8 MiB: the disk works
+ * Writeback of what is appended is started every 8 MiB: the disk works
  * while the processors compress, and the final fsync waits for little.
  *
  * What is written in place to a file of ours goes past the page cache where it
@@ -43,7 +43,6 @@ struct qlb_outfile {
     bool owned;       /* the descriptor is closed with the object */
     mode_t type;      /* S_IFMT part */
     uint64_t position; /* bytes appended */
-    _Atomic uint64_t unflushed; /* bytes since writeback was started */
 };
 
 static _Atomic(const char *) temporaries[MAX_TEMPORARIES];
@@ -263,23 +262,23 @@ struct qlb_outfile *qlb_outfile_fd(int fd, const char *name,
     return out;
 }
 
-static void start_writeback(struct qlb_outfile *out, size_t len)
+/* The step that has just been filled: a hint for the whole file would have the
+ * kernel walk over all of it each time. */
+static void start_writeback(struct qlb_outfile *out, uint64_t before)
 {
-    uint64_t before;
+    uint64_t full = out->position / WRITEBACK_STEP * WRITEBACK_STEP;
 
-    if (out->type != S_IFREG && out->type != S_IFBLK) {
-        return;
-    }
-    before = atomic_fetch_add(&out->unflushed, len);
-    if (before / WRITEBACK_STEP != (before + len) / WRITEBACK_STEP) {
+    if (out->type == S_IFREG && full > before) {
         /* Only a hint: fsync is what counts. */
-        sync_file_range(out->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+        sync_file_range(out->fd, (off_t)(full - WRITEBACK_STEP),
+                        (off_t)WRITEBACK_STEP, SYNC_FILE_RANGE_WRITE);
     }
 }
 
 int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
                       struct qlb_error *err)
 {
+    uint64_t before = out->position;
     size_t done = 0;
 
     while (done < len) {
@@ -295,7 +294,7 @@ int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
         done += (size_t)n;
         out->position += (size_t)n; /* what arrived, where the rest fails */
     }
-    start_writeback(out, len);
+    start_writeback(out, before);
     return 0;
 }
 
@@ -330,9 +329,6 @@ int qlb_outfile_pwrite(struct qlb_outfile *out, const void *buf, size_t len,
                                   (unsigned long long)offset);
         }
         done += (size_t)n;
-    }
-    if (fd == out->fd) {
-        start_writeback(out, len);
     }
     return 0;
 }
