@@ -152,7 +152,8 @@ int chain_walk_next(struct chain_walk *walk, struct chain_job *job,
     return 1;
 }
 
-struct chain_worker *chain_workers_new(unsigned n, struct qlb_error *err)
+struct chain_worker *chain_workers_new(unsigned n, unsigned buffers,
+                                       struct qlb_error *err)
 {
     struct chain_worker *workers = calloc(n, sizeof(*workers));
 
@@ -164,8 +165,10 @@ struct chain_worker *chain_workers_new(unsigned n, struct qlb_error *err)
         struct chain_worker *worker = &workers[i];
 
         worker->packed = malloc(CHAIN_PACKED_SIZE);
-        worker->blocks = aligned_alloc(QLB_OUTFILE_ALIGNMENT,
-                                       QLB_LBZ_STRIPE);
+        worker->n_buffers = buffers;
+        worker->buffers = aligned_alloc(QLB_OUTFILE_ALIGNMENT,
+                                        buffers * (size_t)QLB_LBZ_STRIPE);
+        worker->blocks = worker->buffers;
         worker->decoder = qlb_lbz_decoder_new(err);
         if (worker->packed == NULL || worker->blocks == NULL ||
             worker->decoder == NULL) {
@@ -181,10 +184,16 @@ void chain_workers_free(struct chain_worker *workers, unsigned n)
 {
     for (unsigned i = 0; workers != NULL && i < n; i++) {
         free(workers[i].packed);
-        free(workers[i].blocks);
+        free(workers[i].buffers);
         qlb_lbz_decoder_free(workers[i].decoder);
     }
     free(workers);
+}
+
+void chain_worker_turn(struct chain_worker *worker)
+{
+    worker->turn = (worker->turn + 1) % worker->n_buffers;
+    worker->blocks = worker->buffers + worker->turn * (size_t)QLB_LBZ_STRIPE;
 }
 
 int chain_job_load(const struct qlb_chain *chain, struct chain_job *job,

@@ -28,7 +28,9 @@ struct chain_job {
 struct chain_worker {
     struct qlb_lbz_decoder *decoder;
     uint8_t *packed; /* CHAIN_PACKED_SIZE */
-    uint8_t *blocks; /* QLB_LBZ_STRIPE */
+    uint8_t *blocks;  /* QLB_LBZ_STRIPE: the buffer whose turn it is */
+    uint8_t *buffers; /* n_buffers of them, aligned for direct writes */
+    unsigned n_buffers, turn;
 };
 
 enum { CHAIN_RECORD_SIZE = 32 }; /* with its skippable header */
@@ -66,9 +68,13 @@ void chain_walk_end(struct chain_walk *walk);
 int chain_walk_next(struct chain_walk *walk, struct chain_job *job,
                     struct qlb_error *err);
 
-/* NULL where memory is short. */
-struct chain_worker *chain_workers_new(unsigned n, struct qlb_error *err);
+/* Each with that many buffers for blocks. NULL where memory is short. */
+struct chain_worker *chain_workers_new(unsigned n, unsigned buffers,
+                                       struct qlb_error *err);
 void chain_workers_free(struct chain_worker *workers, unsigned n);
+
+/* Has the worker go on with its next buffer. */
+void chain_worker_turn(struct chain_worker *worker);
 
 /* Reads the frame into `packed` (CHAIN_PACKED_SIZE), which becomes the job's:
  * checks the record and the compressed bytes, which begin at

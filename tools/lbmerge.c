@@ -212,7 +212,7 @@ static int open_output(struct lbmerge *m, struct qlb_error *err)
 static int prepare(struct lbmerge *m, struct qlb_error *err)
 {
     m->n_jobs = 2 * m->threads + 2;
-    m->workers = chain_workers_new(m->threads, err);
+    m->workers = chain_workers_new(m->threads, 1, err);
     if (m->workers == NULL) {
         return -1;
     }

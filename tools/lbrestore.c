@@ -4,6 +4,12 @@
  * place in the output, `work` decompresses, checks and writes them there.
  * Nothing appears under the final name before all has been checked and synced.
  *
+ * Direct writes take the content right out of the buffer that it was
+ * decompressed to. Where that buffer is filled again at once, its cache lines
+ * must be fetched back from whatever processor served the disk, which (in a
+ * virtual machine) has taken as long as decompressing. So threads take turns
+ * among several buffers.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <errno.h>
@@ -16,6 +22,8 @@
 
 #include "stream_job.h"
 #include "tool.h"
+
+enum { BUFFERS = 6 }; /* of each thread */
 
 enum {
     OPT_AT = TOOL_OPT_LONG, OPT_FORMAT, OPT_FORCE, OPT_THREADS, OPT_RATE_LIMIT,
@@ -222,13 +230,14 @@ static int restore_work(void *opaque, void *arg, unsigned thread,
 {
     struct lbrestore *r = opaque;
     struct restore_job *job = arg;
-    const struct chain_worker *worker = &r->workers[thread];
+    struct chain_worker *worker = &r->workers[thread];
     unsigned first = 0, n, i = 0;
     int ret;
 
     if (job->stream.index) {
         return 0;
     }
+    chain_worker_turn(worker);
     if (r->stream != NULL) {
         ret = stream_job_decode(&r->stream_walk, &job->stream, worker, err);
     } else {
@@ -465,7 +474,7 @@ static int finish(struct lbrestore *r, struct qlb_error *err)
 static int prepare_jobs(struct lbrestore *r, struct qlb_error *err)
 {
     r->n_jobs = 2 * r->threads + 2;
-    r->workers = chain_workers_new(r->threads, err);
+    r->workers = chain_workers_new(r->threads, BUFFERS, err);
     if (r->workers == NULL) {
         return -1;
     }

@@ -418,7 +418,7 @@ static int prepare(struct lbverify *v, bool streaming, struct qlb_error *err)
 {
     v->results = json_array();
     v->n_jobs = 2 * v->threads + 2;
-    v->workers = chain_workers_new(v->threads, err);
+    v->workers = chain_workers_new(v->threads, 1, err);
     if (v->workers == NULL) {
         return -1;
     }
