@@ -23,7 +23,10 @@
 #include "stream_job.h"
 #include "tool.h"
 
-enum { BUFFERS = 6 }; /* of each thread */
+enum {
+    BUFFERS = 6, /* of each worker */
+    SPARE_WORKERS = 2, /* compute while others wait for the disk */
+};
 
 enum {
     OPT_AT = TOOL_OPT_LONG, OPT_FORMAT, OPT_FORCE, OPT_THREADS, OPT_RATE_LIMIT,
@@ -69,7 +72,7 @@ struct lbrestore {
     enum format format;
     bool force, quiet, json, has_at;
     struct qlb_uuid at;
-    unsigned threads;
+    unsigned threads, n_workers;
     struct tool_rate rate;
     enum tool_progress_mode progress_mode;
 
@@ -473,8 +476,9 @@ static int finish(struct lbrestore *r, struct qlb_error *err)
 
 static int prepare_jobs(struct lbrestore *r, struct qlb_error *err)
 {
-    r->n_jobs = 2 * r->threads + 2;
-    r->workers = chain_workers_new(r->threads, BUFFERS, err);
+    r->n_workers = r->threads + SPARE_WORKERS;
+    r->n_jobs = 2 * r->n_workers + 2;
+    r->workers = chain_workers_new(r->n_workers, BUFFERS, err);
     if (r->workers == NULL) {
         return -1;
     }
@@ -496,7 +500,7 @@ static void release(struct lbrestore *r)
         stream_job_release(&r->jobs[i].stream);
     }
     free(r->jobs);
-    chain_workers_free(r->workers, r->threads);
+    chain_workers_free(r->workers, r->n_workers);
     qlb_qcow2_writer_free(r->writer);
     qlb_outfile_close(r->out);
     qlb_blkio_close(r->replaced);
@@ -523,7 +527,7 @@ static int restore(struct lbrestore *r, struct qlb_error *err)
     tool_progress_begin(&r->progress, "restored", r->progress_mode,
                         r->chain == NULL ? 0 : chain_data_bytes(r->chain));
     ret = qlb_pipeline_run(&ops, r, r->jobs, sizeof(*r->jobs), r->n_jobs,
-                           r->threads, &tool_stop, err);
+                           r->n_workers, &tool_stop, err);
     tool_progress_end(&r->progress);
     return ret < 0 ? -1 : finish(r, err);
 }
