@@ -18,6 +18,7 @@ export LC_ALL=C.UTF-8
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 all_rows=(dump size restore verify merge incremental memory)
 rows=()
+settings=()    # options that the table's reader must know
 runs=5
 small=0
 markdown=0
@@ -50,9 +51,10 @@ say() {
 parse_options() {
     while [ "$#" -gt 0 ]; do
         case $1 in
-            -n) runs=${2:?"-n wants a number"}; shift ;;
-            --only) rows+=("${2:?"--only wants a row"}"); shift ;;
-            --small) small=1 ;;
+            -n) runs=${2:?"-n wants a number"}; settings+=(-n "$2"); shift ;;
+            --only) rows+=("${2:?"--only wants a row"}")
+                    settings+=(--only "$2"); shift ;;
+            --small) small=1; settings+=(--small) ;;
             --dir) work=${2:?"--dir wants a directory"}; shift ;;
             --out) out=${2:?"--out wants a directory"}; shift ;;
             --markdown) markdown=1 ;;
@@ -422,7 +424,7 @@ about() {
 describe() {
     local model
     model=$(awk -F ': *' '/^model name/ { print $2; exit }' /proc/cpuinfo)
-    about command "./setup bench $*"
+    about command "./setup bench ${settings[*]}"
     about machine "$(nproc) processors (${model:-$(uname -m)})," \
         "$(awk '/MemTotal/ { printf "%.0f GiB", $2 / 1048576 }' \
            /proc/meminfo), Linux $(uname -r | cut -d . -f 1,2)"
@@ -439,7 +441,7 @@ main() {
     set_sizes
     check_tools
     rm -f "$results"
-    describe "$@"
+    describe
     trap 'rm -rf "${out:?}"/* "$top"/pieces "$top"/stage' EXIT
     local row
     for row in "${rows[@]}"; do
