@@ -444,6 +444,140 @@ enum qlb_trust qlb_trust_bitmap(const struct qlb_ext *ext, unsigned i,
     return QLB_TRUSTED;
 }
 
+/* ---- tracking writers ---- */
+
+uint64_t qlb_granule_count(uint64_t disk_size, unsigned granularity_bits)
+{
+    uint64_t last = (UINT64_C(1) << granularity_bits) - 1;
+
+    return (disk_size >> granularity_bits) + ((disk_size & last) != 0);
+}
+
+struct qlb_granules qlb_granules_of(uint64_t offset, uint64_t bytes,
+                                    uint64_t disk_size,
+                                    unsigned granularity_bits)
+{
+    struct qlb_granules range = { 0, 0 };
+
+    if (offset >= disk_size || bytes == 0) {
+        return range;
+    }
+    if (bytes > disk_size - offset) {
+        bytes = disk_size - offset;
+    }
+    range.first = offset >> granularity_bits;
+    range.count = ((offset + bytes - 1) >> granularity_bits) - range.first + 1;
+    return range;
+}
+
+/* The bits of byte first / 8 that are in the range. */
+static uint8_t front_mask(struct qlb_granules range)
+{
+    unsigned skip = range.first % 8;
+    uint8_t mask = (uint8_t)(0xffu << skip);
+
+    if (range.count < 8 - skip) {
+        mask &= (uint8_t)((1u << (skip + range.count)) - 1);
+    }
+    return mask;
+}
+
+/* The rest of the range, from the next byte on. */
+static struct qlb_granules behind_front(struct qlb_granules range)
+{
+    uint64_t taken = 8 - range.first % 8;
+
+    taken = taken < range.count ? taken : range.count;
+    range.first += taken;
+    range.count -= taken;
+    return range;
+}
+
+bool qlb_granules_marked(const uint8_t *bits, struct qlb_granules range)
+{
+    for (; range.count > 0; range = behind_front(range)) {
+        uint8_t mask = front_mask(range);
+
+        if ((__atomic_load_n(&bits[range.first / 8], __ATOMIC_ACQUIRE) &
+             mask) != mask) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void qlb_granules_mark(uint8_t *bits, struct qlb_granules range)
+{
+    for (; range.count > 0; range = behind_front(range)) {
+        __atomic_fetch_or(&bits[range.first / 8], front_mask(range),
+                          __ATOMIC_ACQ_REL);
+    }
+}
+
+bool qlb_writethrough_next(const uint8_t *persisted,
+                           struct qlb_granules *range, uint64_t *chunk)
+{
+    while (range->count > 0) {
+        uint64_t left = QLB_CHUNK_BITS - range->first % QLB_CHUNK_BITS;
+        struct qlb_granules part = *range;
+
+        if (part.count > left) {
+            part.count = left;
+        }
+        *chunk = range->first / QLB_CHUNK_BITS;
+        range->first += part.count;
+        range->count -= part.count;
+        if (!qlb_granules_marked(persisted, part)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void qlb_ext_begin_session(struct qlb_ext *ext, const uint8_t boot_id[16],
+                           uint64_t device)
+{
+    memcpy(ext->boot_id, boot_id, sizeof(ext->boot_id));
+    ext->device = device;
+    ext->generation++;
+}
+
+void qlb_ext_end_session(struct qlb_ext *ext)
+{
+    memset(ext->boot_id, 0, sizeof(ext->boot_id));
+    ext->device = 0;
+    ext->generation++;
+}
+
+void qlb_bits_resize(uint8_t *bits, uint64_t old_size, uint64_t new_size,
+                     unsigned granularity_bits)
+{
+    uint64_t old_count = qlb_granule_count(old_size, granularity_bits);
+    uint64_t count = qlb_granule_count(new_size, granularity_bits);
+    uint64_t known = old_count < count ? old_count : count;
+
+    /* what the last byte has behind the end would be read as bits */
+    for (uint64_t n = known; n % 8 != 0; n++) {
+        bits[n / 8] &= (uint8_t)~(1u << (n % 8));
+    }
+    if (count == 0) {
+        return;
+    }
+    if (new_size > old_size) {
+        /* from the granule that holds the old end; an old end on its border
+         * begins a new one, which has no canary yet */
+        uint64_t first = old_size >> granularity_bits;
+
+        qlb_bits_set(bits, first, count - first);
+        qlb_bit_set(bits, 0); /* an empty disk has no canaries */
+    } else if (new_size < old_size) {
+        qlb_bit_set(bits, count - 1);
+    }
+    for (uint64_t n = count; n % 8 != 0; n++) {
+        bits[n / 8] &= (uint8_t)~(1u << (n % 8));
+    }
+}
+
 static const struct {
     const char *keyword;
     const char *reason;

@@ -140,6 +140,51 @@ enum qlb_trust qlb_trust_bitmap(const struct qlb_ext *ext, unsigned i,
                                 const struct qlb_trust_image *image,
                                 const struct qlb_trust_bitmap *bitmap);
 
+/* Tracking writers: what they write, and when (consistency.md). */
+
+/* A bitmap is written through in aligned chunks of so many bytes: a killed
+ * process can't tear them. */
+#define QLB_CHUNK_SIZE 4096
+#define QLB_CHUNK_BITS (QLB_CHUNK_SIZE * UINT64_C(8))
+
+struct qlb_granules {
+    uint64_t first, count;
+};
+
+/* How many granules a disk has; the last one may be a part. */
+uint64_t qlb_granule_count(uint64_t disk_size, unsigned granularity_bits);
+
+/* The granules that a range of guest bytes touches. What lies behind the end
+ * of the disk (the VM state of an internal snapshot) has none: count is 0. */
+struct qlb_granules qlb_granules_of(uint64_t offset, uint64_t bytes,
+                                    uint64_t disk_size,
+                                    unsigned granularity_bits);
+
+/* Whether all bits of the range are set.  Needs no lock beside
+ * qlb_granules_mark: where it says yes, what the one who marked them did
+ * before is visible. */
+bool qlb_granules_marked(const uint8_t *bits, struct qlb_granules range);
+/* Sets the bits of the range, byte by byte and atomically. */
+void qlb_granules_mark(uint8_t *bits, struct qlb_granules range);
+
+/* The write-through: finds the first chunk with a bit of the range that is
+ * not in `persisted`, the bits that the file is known to hold.  Takes what it
+ * went over, that chunk's part too, off the front of the range.  False: the
+ * file holds all of it, and the guest's write may go on. */
+bool qlb_writethrough_next(const uint8_t *persisted,
+                           struct qlb_granules *range, uint64_t *chunk);
+
+/* The fields of the extension while a tracking writer has the image open, and
+ * when it has closed it. The generation goes up. */
+void qlb_ext_begin_session(struct qlb_ext *ext, const uint8_t boot_id[16],
+                           uint64_t device);
+void qlb_ext_end_session(struct qlb_ext *ext);
+
+/* Makes the bitmap of any checkpoint fit a disk of another size.  bits: room
+ * for the larger of the two; what lies behind the old size is made anew. */
+void qlb_bits_resize(uint8_t *bits, uint64_t old_size, uint64_t new_size,
+                     unsigned granularity_bits);
+
 const char *qlb_trust_keyword(enum qlb_trust trust);
 /* One sentence for people: what is wrong, without a final dot. */
 const char *qlb_trust_reason(enum qlb_trust trust);

@@ -506,6 +506,144 @@ static void test_keywords(void **state)
     }
 }
 
+/* ---- tracking writers, against bit by bit models ---- */
+
+#define MODEL_BITS (3 * QLB_CHUNK_BITS + 77)
+#define MODEL_BYTES ((MODEL_BITS + 7) / 8)
+
+static bool get_bit(const uint8_t *bits, uint64_t n)
+{
+    return bits[n / 8] >> (n % 8) & 1;
+}
+
+static void test_granules_of_ranges(void **state)
+{
+    (void)state;
+    assert_int_equal(qlb_granule_count(0, 16), 0);
+    assert_int_equal(qlb_granule_count(65536, 16), 1);
+    assert_int_equal(qlb_granule_count(65537, 16), 2);
+    assert_int_equal(qlb_granule_count(UINT64_MAX, 9), UINT64_C(1) << 55);
+    for (uint64_t size = 0; size < 40; size++) {
+        for (uint64_t offset = 0; offset < 50; offset++) {
+            for (uint64_t bytes = 0; bytes < 50; bytes++) {
+                struct qlb_granules range =
+                    qlb_granules_of(offset * 100, bytes * 100, size * 100, 9);
+                uint64_t end = (offset + bytes) * 100;
+
+                end = end < size * 100 ? end : size * 100;
+                if (offset * 100 >= end) {
+                    assert_int_equal(range.count, 0);
+                    continue;
+                }
+                assert_int_equal(range.first, offset * 100 / 512);
+                assert_int_equal(range.first + range.count - 1,
+                                 (end - 1) / 512);
+            }
+        }
+    }
+    /* no overflow at the end of the address space */
+    assert_int_equal(qlb_granules_of(1024, UINT64_MAX, 4096, 9).count, 6);
+}
+
+static void test_marks_and_writethrough(void **state)
+{
+    static const uint64_t starts[] = {
+        0, 1, 7, 8, 63, QLB_CHUNK_BITS - 9, QLB_CHUNK_BITS - 1, QLB_CHUNK_BITS,
+        2 * QLB_CHUNK_BITS - 3, 3 * QLB_CHUNK_BITS + 60,
+    };
+    static const uint64_t counts[] = {
+        1, 2, 7, 8, 9, 17, QLB_CHUNK_BITS, 2 * QLB_CHUNK_BITS + 1,
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
+        for (size_t k = 0; k < sizeof(counts) / sizeof(counts[0]); k++) {
+            uint8_t *bits = calloc(1, MODEL_BYTES);
+            struct qlb_granules range = { starts[i], counts[k] }, rest;
+            uint64_t chunk, expected = starts[i] / QLB_CHUNK_BITS, last;
+
+            if (range.first + range.count > MODEL_BITS) {
+                range.count = MODEL_BITS - range.first;
+            }
+            last = (range.first + range.count - 1) / QLB_CHUNK_BITS;
+            assert_false(qlb_granules_marked(bits, range));
+            for (rest = range; qlb_writethrough_next(bits, &rest, &chunk);) {
+                assert_int_equal(chunk, expected++);
+            }
+            assert_int_equal(expected, last + 1);
+            qlb_granules_mark(bits, range);
+            for (uint64_t n = 0; n < MODEL_BYTES * 8; n++) {
+                assert_int_equal(get_bit(bits, n),
+                                 n >= range.first &&
+                                 n < range.first + range.count);
+            }
+            assert_true(qlb_granules_marked(bits, range));
+            rest = range;
+            assert_false(qlb_writethrough_next(bits, &rest, &chunk));
+            /* one bit of it missing, wherever: just its chunk is named */
+            for (uint64_t n = range.first; n < range.first + range.count;
+                 n += range.count / 3 + 1) {
+                bits[n / 8] ^= (uint8_t)(1u << (n % 8));
+                assert_false(qlb_granules_marked(bits, range));
+                rest = range;
+                assert_true(qlb_writethrough_next(bits, &rest, &chunk));
+                assert_int_equal(chunk, n / QLB_CHUNK_BITS);
+                assert_false(qlb_writethrough_next(bits, &rest, &chunk));
+                bits[n / 8] ^= (uint8_t)(1u << (n % 8));
+            }
+            free(bits);
+        }
+    }
+}
+
+static void test_sessions(void **state)
+{
+    struct qlb_ext ext;
+    uint8_t boot[16], zero[16] = { 0 };
+
+    (void)state;
+    make_ext(&ext, 2);
+    memset(boot, 0x77, sizeof(boot));
+    qlb_ext_begin_session(&ext, boot, 9);
+    assert_memory_equal(ext.boot_id, boot, 16);
+    assert_int_equal(ext.device, 9);
+    assert_int_equal(ext.generation, 0x0102030405060709);
+    qlb_ext_end_session(&ext);
+    assert_memory_equal(ext.boot_id, zero, 16);
+    assert_int_equal(ext.device, 0);
+    assert_int_equal(ext.generation, 0x010203040506070a);
+    assert_int_equal(ext.n_checkpoints, 2);
+}
+
+static void test_resized_bitmaps(void **state)
+{
+    (void)state;
+    for (uint64_t old_size = 0; old_size <= 20 * 512; old_size += 128) {
+        for (uint64_t new_size = 0; new_size <= 20 * 512; new_size += 128) {
+            uint64_t old_count = (old_size + 511) / 512;
+            uint64_t count = (new_size + 511) / 512;
+            uint8_t bits[3] = { 0x92, 0xff, 0xff };
+
+            qlb_bits_resize(bits, old_size, new_size, 9);
+            for (uint64_t n = 0; n < count; n++) {
+                bool was = n < 8 ? get_bit((const uint8_t[]){ 0x92 }, n)
+                                 : true;
+
+                if (new_size > old_size && (n == 0 || n >= old_size / 512)) {
+                    was = true; /* grown, and the canaries */
+                } else if (new_size < old_size && n == count - 1) {
+                    was = true;
+                }
+                assert_true(n < old_count || new_size > old_size);
+                assert_int_equal(get_bit(bits, n), was);
+            }
+            for (uint64_t n = count; n % 8 != 0; n++) {
+                assert_false(get_bit(bits, n));
+            }
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -525,6 +663,10 @@ int main(void)
         cmocka_unit_test(test_trusted_all_the_same),
         cmocka_unit_test(test_older_bitmaps),
         cmocka_unit_test(test_keywords),
+        cmocka_unit_test(test_granules_of_ranges),
+        cmocka_unit_test(test_marks_and_writethrough),
+        cmocka_unit_test(test_sessions),
+        cmocka_unit_test(test_resized_bitmaps),
     };
 
     return cmocka_run_group_tests_name("bitmap_ext", tests, NULL, NULL);
