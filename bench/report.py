@@ -3,8 +3,8 @@
 
 A line of results.tsv is: row, contender, and for a run its microseconds, user
 and system seconds and the peak memory of its largest process in KiB; for a size
-its bytes; for 'about' a text. REQUIRED below is the only place that knows what
-must be reached.
+its bytes; for 'about' a text; what tracking.py adds is described there. The
+tables below are the only place that knows what must be reached.
 
 Copyright (C) 2026 The qcow2 livebackup authors
 SPDX-License-Identifier: GPL-2.0-or-later
@@ -40,6 +40,23 @@ PEERS = {
     "1T": "lbdump --incremental, 1 TiB",
     "10T": "lbdump --incremental, 10 TiB",
 }
+# case: (title, the case beside it, least ratio of the writes per second)
+TRACKING = {
+    "stock": ("stock QEMU", None, None),
+    "again": ("stock QEMU again", "stock", None),
+    "off": ("patched, livebackup off", "stock", 0.98),
+    "bitmap": ("patched, stock bitmap", "stock", None),
+    "on": ("patched, livebackup on", "bitmap", 0.97),
+    "clean-bitmap": ("stock bitmap, granules clean", None, None),
+    "clean-on": ("livebackup on, granules clean", "clean-bitmap", 0.70),
+}
+NOISE = 0.01    # more between 'again' and 'stock', and the rest means little
+TRACKING_ROWS = {
+    "tracking-random": "writes of 4 KiB, random",
+    "tracking-sequential": "writes of 64 KiB, sequential",
+}
+TRACKING_HEAD = ["what", "by", "writes/s", "p99 us", "CPU us",
+                 "ratio to", "ratio (runs)", "required", ""]
 HEAD = ["what", "by", "median s", "min s", "CPU s", "MiB",
         "ours/this", "required", ""]
 
@@ -115,6 +132,46 @@ def memory_lines(row, contenders):
         title = ""
 
 
+class Writer:
+    """The runs of one case of tracking."""
+
+    def __init__(self, runs):
+        self.p99 = statistics.median(float(run[0]) for run in runs)
+        self.cpu = statistics.median(float(run[1]) for run in runs)
+        self.runs = [[float(rate) for rate in run[2:]] for run in runs]
+        self.rate = statistics.median(map(statistics.median, self.runs))
+
+    def ratios(self, other):
+        """Of each run: the median of its slices, each with its neighbour."""
+        return [statistics.median(a / b for a, b in zip(ours, theirs))
+                for ours, theirs in zip(self.runs, other.runs)]
+
+
+def tracking_lines(row, entries):
+    writers = {who: Writer(runs) for who, runs in entries.items()}
+    heading = TRACKING_ROWS[row]
+    for who, (title, other, least) in TRACKING.items():
+        writer = writers[who]
+        cells = [heading, title, f"{writer.rate:.0f}", f"{writer.p99:.0f}",
+                 f"{writer.cpu:.1f}"]
+        heading = ""
+        if other is None:
+            yield cells + [""] * 4
+            continue
+        ratios = writer.ratios(writers[other])
+        ratio = statistics.median(ratios)
+        cells += [other, f"{ratio:.3f} ({min(ratios):.3f} to "
+                         f"{max(ratios):.3f})"]
+        if who == "again":
+            quiet = abs(ratio - 1) <= NOISE
+            cells += [f"1 +- {NOISE}", "quiet" if quiet else "TOO NOISY"]
+        elif least is None:
+            cells += ["", ""]
+        else:
+            cells += [f"{least:.2f}", "met" if ratio >= least else "MISSED"]
+        yield cells
+
+
 def table(results):
     for row, entries in results.items():
         if row == "size":
@@ -129,22 +186,18 @@ def table(results):
             yield from memory_lines(row, contenders)
 
 
-def print_markdown(about, lines):
-    for who, values in about.items():
-        print(f"- {who}: {values[0][0]}")
-    print()
-    print("| " + " | ".join(HEAD) + " |")
+def print_markdown(head, lines):
+    print("\n| " + " | ".join(head) + " |")
     print("| --- | --- |" + " ---: |" * 6 + " --- |")
     for line in lines:
         print("| " + " | ".join(line) + " |")
 
 
-def print_plain(about, lines):
-    for who, values in about.items():
-        print(f"{who}: {values[0][0]}")
-    widths = [max(len(line[i]) for line in [HEAD] + lines)
-              for i in range(len(HEAD))]
-    for line in [HEAD] + lines:
+def print_plain(head, lines):
+    print()
+    widths = [max(len(line[i]) for line in [head] + lines)
+              for i in range(len(head))]
+    for line in [head] + lines:
         cells = [cell.ljust(width) if i < 2 or i == 8 else cell.rjust(width)
                  for i, (cell, width) in enumerate(zip(line, widths))]
         print("  ".join(cells).rstrip())
@@ -152,9 +205,9 @@ def print_plain(about, lines):
 
 def main():
     arguments = sys.argv[1:]
-    show = print_plain
+    show, bullet = print_plain, ""
     if arguments[:1] == ["--markdown"]:
-        show = print_markdown
+        show, bullet = print_markdown, "- "
         del arguments[0]
     if len(arguments) != 1:
         sys.exit(__doc__)
@@ -163,7 +216,14 @@ def main():
         for line in file:
             row, who, *values = line.rstrip("\n").split("\t")
             results[row][who].append(values)
-    show(results.pop("about", {}), list(table(results)))
+    for who, values in results.pop("about", {}).items():
+        print(f"{bullet}{who}: {values[0][0]}")
+    writes = {row: results.pop(row) for row in TRACKING_ROWS if row in results}
+    if results:
+        show(HEAD, list(table(results)))
+    if writes:
+        show(TRACKING_HEAD, [line for row, entries in writes.items()
+                             for line in tracking_lines(row, entries)])
 
 
 main()

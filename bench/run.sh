@@ -7,7 +7,8 @@
 # inputs once (so that they are cached), then runs its contenders in turn, the
 # first round not counted. Where our tool syncs what it writes, the peer's time
 # includes a sync of its output. results.tsv gets one line for each run; the
-# table is made from it by report.py, which also knows what is required.
+# table is made from it by report.py, which also knows what is required. How
+# tracking is measured is written in tracking.py.
 #
 # Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
@@ -16,7 +17,7 @@ set -euo pipefail
 export LC_ALL=C.UTF-8
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-all_rows=(dump size restore verify merge incremental memory)
+all_rows=(dump size restore verify merge incremental memory tracking)
 rows=()
 settings=()    # options that the table's reader must know
 runs=5
@@ -24,6 +25,8 @@ small=0
 markdown=0
 work=
 out=
+qemu=${QLB_QEMU:-$here/../build-qemu/stage/bin}
+stock_qemu=${QLB_STOCK_BUILD:-$here/../build-qemu/stock-build/bin}
 
 usage() {
     cat <<'END'
@@ -31,11 +34,16 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
   -n N         runs of each contender (default: 5)
   --only ROW   only that row; may be repeated. Rows: dump size restore verify
-               merge incremental memory
+               merge incremental memory tracking
   --small      a tenth of the size, to try things out
   --dir DIR    keep disks and archives there (default: build/bench; 30 GiB)
   --out DIR    let the contenders write there (default: out in that directory)
   --markdown   print the table for docs/benchmark.md
+
+tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
+source and configuration in $QLB_STOCK_BUILD (default: stage/bin and
+stock-build/bin in build-qemu); where they are missing it is left out, unless
+asked for.
 END
 }
 
@@ -46,6 +54,18 @@ die() {
 
 say() {
     printf '== %s\n' "$*" >&2
+}
+
+# Print the first program of the two builds of QEMU that does not exist.
+missing_qemu() {
+    local program
+    for program in {"$qemu","$stock_qemu"}/{qemu-img,qemu-storage-daemon} \
+            "$stock_qemu/qemu-io"; do
+        if [ ! -x "$program" ]; then
+            printf '%s\n' "$program"
+            return
+        fi
+    done
 }
 
 parse_options() {
@@ -65,6 +85,10 @@ parse_options() {
     done
     if [ "${#rows[@]}" -eq 0 ]; then
         rows=("${all_rows[@]}")
+        if [ -n "$(missing_qemu)" ]; then
+            say "tracking is left out: there is no $(missing_qemu)"
+            unset 'rows[-1]'
+        fi
     fi
     local row
     for row in "${rows[@]}"; do
@@ -108,6 +132,10 @@ check_tools() {
             qemu-nbd nbdcopy zstd mke2fs python3 /usr/bin/time; do
         command -v "$tool" >/dev/null || die "$tool is not installed"
     done
+    if [[ " ${rows[*]} " = *' tracking '* ]]; then
+        tool=$(missing_qemu)
+        [ -z "$tool" ] || die "there is no $tool; see --help"
+    fi
 }
 
 # ---------------------------------------------------------------- the inputs
@@ -412,6 +440,18 @@ row_memory() {
     measure memory-wide lbrestore \
         "exec lbrestore -q --threads 2 -o a.qcow2 $archives"
     rm "$top/incr.lbz"
+}
+
+row_tracking() {
+    local option=()
+    if [ "$small" -eq 1 ]; then
+        option=(--small)
+    fi
+    cc -O2 -Wall -Wextra -o "$top/nbdload" "$here/nbdload.c"
+    clear_out
+    python3 "$here/tracking.py" -n "$runs" "${option[@]}" \
+        --stock "$stock_qemu" --patched "$qemu" --load "$top/nbdload" \
+        --dir "$out" >>"$results"
 }
 
 about() {
