@@ -336,6 +336,75 @@ ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t offset)
     return pwrite_with_faults(fd, buf, len, (off_t)offset);
 }
 
+/* The first len bytes of the vectors. */
+static ssize_t pwritev_in_part(int fd, const struct iovec *iov, int n,
+                               off_t offset, size_t len)
+{
+    size_t done = 0;
+
+    for (int i = 0; i < n && done < len; i++) {
+        size_t part = iov[i].iov_len < len - done ? iov[i].iov_len
+                                                  : len - done;
+        ssize_t result = REAL(pwrite)(fd, iov[i].iov_base, part,
+                                      offset + (off_t)done);
+
+        if (result < 0) {
+            return done == 0 ? -1 : (ssize_t)done;
+        }
+        done += (size_t)result;
+        if ((size_t)result < part) {
+            break;
+        }
+    }
+    return (ssize_t)done;
+}
+
+static ssize_t pwritev_with_faults(int fd, const struct iovec *iov, int n,
+                                   off_t offset)
+{
+    enum verdict verdict = decide(OP_WRITE, fd_matches(fd));
+    size_t len = 0;
+    ssize_t result;
+
+    if (verdict == FAIL) {
+        return -1;
+    }
+    for (int i = 0; i < n; i++) {
+        len += iov[i].iov_len;
+    }
+    if (verdict == TEAR) {
+        len = torn_length(offset, len);
+    }
+    if (verdict == TEAR || verdict == SHORTEN || config.log >= 0) {
+        result = pwritev_in_part(fd, iov, n, offset,
+                                 short_length(verdict, len));
+    } else {
+        result = REAL(pwritev)(fd, iov, n, offset);
+    }
+    if (verdict == TEAR || verdict == KILL_AFTER) {
+        die();
+    }
+    len = result > 0 ? (size_t)result : 0;
+    for (int i = 0; i < n && len > 0; i++) {
+        size_t part = len < iov[i].iov_len ? len : iov[i].iov_len;
+
+        log_write(fd, offset, iov[i].iov_base, part);
+        offset += (off_t)part;
+        len -= part;
+    }
+    return result;
+}
+
+ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t offset)
+{
+    return pwritev_with_faults(fd, iov, n, offset);
+}
+
+ssize_t pwritev64(int fd, const struct iovec *iov, int n, off64_t offset)
+{
+    return pwritev_with_faults(fd, iov, n, (off_t)offset);
+}
+
 ssize_t write(int fd, const void *buf, size_t len)
 {
     enum verdict verdict = decide(OP_WRITE, fd_matches(fd));
@@ -374,6 +443,12 @@ int fallocate(int fd, int mode, off_t offset, off_t len)
 {
     WITH_FAULTS(OP_WRITE, fd_matches(fd), int,
                 REAL(fallocate)(fd, mode, offset, len));
+}
+
+int fallocate64(int fd, int mode, off64_t offset, off64_t len)
+{
+    WITH_FAULTS(OP_WRITE, fd_matches(fd), int,
+                REAL(fallocate64)(fd, mode, offset, len));
 }
 
 int fsync(int fd)
