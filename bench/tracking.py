@@ -18,7 +18,7 @@ clusters are all allocated. The cases:
     clean-on      as 'on', each write the first to its granule
 
 A disk shared with others is now fast, now slow, by more than what is to be told
-apart. So the cases take turns in slices of some 50 ms (see nbdload.c), in an
+apart. So the cases take turns in slices of some 20 ms (see nbdload.c), in an
 order that is mixed anew for each turn; what is compared is a slice with the one
 beside it that did the same writes. The daemons are started anew for each run.
 The images of 'bitmap' and 'on' change places with each run; the first three
@@ -45,7 +45,7 @@ import time
 
 GRANULE = 65536
 PATTERNS = {"random": 4096, "sequential": GRANULE}
-SLICE = {"random": 1024, "sequential": 512}    # writes
+SLICE = {"random": 512, "sequential": 256}     # writes
 STEADY = ["stock", "again", "off", "bitmap", "on"]
 CLEAN = ["clean-bitmap", "clean-on"]
 DAEMON_WAIT = 30    # seconds
@@ -72,6 +72,13 @@ def choose_aio(programs, image):
                .returncode == 0 for program in programs):
             return aio
     return "threads"
+
+
+def forget(image):
+    """Out of the page cache, where direct writes would have to find it."""
+    with open(image, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Daemon:
@@ -130,7 +137,7 @@ class Bench:
         self.patched = options.patched
         self.dir = options.dir
         self.runs = options.runs
-        self.turns = 10 if options.small else 100
+        self.turns = 20 if options.small else 200
         self.size = (512 << 20) if options.small else (4 << 30)
         self.plain = self.dir / "plain.qcow2"
         self.pair = [self.dir / "pair0.qcow2", self.dir / "pair1.qcow2"]
@@ -232,6 +239,8 @@ class Bench:
 
     def start_pair(self, bitmap, on):
         self.clean_pair(bitmap, on)
+        for image in (self.plain, bitmap, on):
+            forget(image)
         return {"clean-bitmap": Daemon(self, "bitmap", self.patched, bitmap),
                 "clean-on": Daemon(self, "on", self.patched, on)}
 
