@@ -1,0 +1,81 @@
+#!/bin/bash
+# Makes the guest of the kill test: DIR/vmlinuz, a kernel of the distribution,
+# and DIR/initrd, the modules that it needs to see a virtio disk. The program
+# that runs as its init is added by the test.
+#
+#     prepare.sh DIR
+#
+# The package is downloaded and unpacked, not installed: nothing outside of DIR
+# changes. Where DIR is complete there is nothing to do, and no network needed.
+#
+# Copyright (C) 2026 The qcow2 livebackup authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# The small one first: half the size, and boots faster.
+packages=(linux-image-cloud-amd64 linux-image-amd64)
+modules=(virtio_pci virtio_blk)
+
+die() {
+    printf 'prepare.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+[ "$#" -eq 1 ] || die "usage: prepare.sh DIR"
+mkdir -p "$1"
+dir=$(cd "$1" && pwd)
+# initrd is the last to appear
+if [ -s "$dir/vmlinuz" ] && [ -s "$dir/initrd" ]; then
+    exit 0
+fi
+for tool in apt-get dpkg python3; do
+    command -v "$tool" >/dev/null || die "$tool is missing"
+done
+
+work=$(mktemp -d "$dir/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/deb" "$work/tree" "$work/state/lists/partial" \
+    "$work/cache/archives/partial"
+
+# Without the user _apt, who can't write here.
+options=(-q)
+if [ "$(id -u)" -eq 0 ]; then
+    options+=(-o APT::Sandbox::User=root)
+fi
+
+# kernel_of META: the package that this one stands for.
+kernel_of() {
+    apt-cache "${options[@]}" show --no-all-versions "$1" 2>/dev/null |
+        sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p' | head -n 1
+}
+
+download() {
+    local meta kernel
+    for meta in "${packages[@]}"; do
+        kernel=$(kernel_of "$meta") || continue
+        if [ -n "$kernel" ] &&
+                (cd "$work/deb" && apt-get "${options[@]}" download "$kernel")
+        then
+            return 0
+        fi
+    done
+    return 1
+}
+
+if ! download >"$work/log" 2>&1; then
+    # No lists, or of another day: fresh ones, for this download alone.
+    options+=(-o "Dir::State::lists=$work/state/lists"
+              -o "Dir::Cache=$work/cache")
+    if ! { apt-get "${options[@]}" update && download; } >>"$work/log" 2>&1
+    then
+        cat "$work/log" >&2
+        die "can't download a kernel: ${packages[*]}"
+    fi
+fi
+
+dpkg -x "$work"/deb/*.deb "$work/tree"
+python3 -B "$here/initrd.py" "$work/tree" "$work/initrd" "${modules[@]}"
+mv "$work"/tree/boot/vmlinuz-* "$dir/vmlinuz"
+mv "$work/initrd" "$dir/initrd"
