@@ -372,7 +372,8 @@ static bool boot_id_zero(const struct qlb_ext *ext)
 }
 
 /* Rules 12 and 13: the image was open for tracked writing when its writer
- * ended; P is set. */
+ * ended, whoever wrote it since: who does not know the extension has gone on
+ * from bits that may not be those of that writer. */
 static enum qlb_trust trust_left_open(const struct qlb_ext *ext,
                                       const struct qlb_trust_image *image)
 {
@@ -412,10 +413,7 @@ enum qlb_trust qlb_trust_image(const struct qlb_ext *ext,
     if (ext->backing_stat_digest != image->backing_stat_digest) {
         return QLB_TRUST_BACKING_MODIFIED;
     }
-    if (!image->autoclear_livebackup) {
-        return QLB_TRUSTED;
-    }
-    if (boot_id_zero(ext) &&
+    if (image->autoclear_livebackup && boot_id_zero(ext) &&
         ext->data_file_stat_digest != image->data_file_stat_digest) {
         return QLB_TRUST_DATA_FILE_MODIFIED;
     }
@@ -423,7 +421,6 @@ enum qlb_trust qlb_trust_image(const struct qlb_ext *ext,
 }
 
 enum qlb_trust qlb_trust_bitmap(const struct qlb_ext *ext, unsigned i,
-                                const struct qlb_trust_image *image,
                                 const struct qlb_trust_bitmap *bitmap)
 {
     bool newest = i + 1 == ext->n_checkpoints;
@@ -434,8 +431,7 @@ enum qlb_trust qlb_trust_bitmap(const struct qlb_ext *ext, unsigned i,
     if (bitmap->automatic != newest) {
         return QLB_TRUST_BITMAP_DISABLED;
     }
-    if (bitmap->in_use &&
-        (!image->autoclear_livebackup || boot_id_zero(ext))) {
+    if (bitmap->in_use) {
         return QLB_TRUST_IN_USE;
     }
     if (!bitmap->first_canary || !bitmap->last_canary) {

@@ -137,7 +137,6 @@ enum qlb_trust qlb_trust_image(const struct qlb_ext *ext,
                                const struct qlb_trust_image *image);
 /* Rules 14 to 17 for checkpoint i's own bitmap, not those after it. */
 enum qlb_trust qlb_trust_bitmap(const struct qlb_ext *ext, unsigned i,
-                                const struct qlb_trust_image *image,
                                 const struct qlb_trust_bitmap *bitmap);
 
 /* Tracking writers: what they write, and when (consistency.md). */

@@ -245,7 +245,7 @@ int qlb_image_load_state(struct qlb_image *image, struct qlb_error *err)
             ret = -1;
         }
         image->bitmaps[i].trust = qlb_trust_bitmap(
-            &image->ext, i, &image->seen, &image->bitmaps[i].seen);
+            &image->ext, i, &image->bitmaps[i].seen);
     }
     return ret;
 }

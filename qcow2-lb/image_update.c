@@ -981,10 +981,8 @@ int qlb_image_fold(struct qlb_image *image, unsigned i,
 
 /* ---- confirm ---- */
 
-/* Boot id and device stay where P is set and they were found good: bitmaps
- * that are IN_USE are believed because of them, and are not touched here. With
- * P clear they mean nothing, and setting P must not make them mean something
- * again. */
+/* Boot id and device stay: no bitmap is written here, so what they say of the
+ * bits is as true as before. */
 int qlb_image_confirm(struct qlb_image *image, unsigned i,
                       struct qlb_error *err)
 {
@@ -1004,7 +1002,7 @@ int qlb_image_confirm(struct qlb_image *image, unsigned i,
         return 0;
     }
     u.ext.checkpoints[i].confirmed = true;
-    if (commit_header(&u, image->seen.autoclear_livebackup, err) < 0) {
+    if (commit_header(&u, true, err) < 0) {
         return -1;
     }
     image->may_undo = false;

@@ -79,7 +79,7 @@ static void look(const struct qlb_ext *ext, const uint8_t *seen)
     CHECK(qlb_trust_reason(trust)[0] != '\0');
     CHECK((trust == QLB_TRUST_NO_CHECKPOINT) == (ext->n_checkpoints == 0));
     for (unsigned i = 0; i < ext->n_checkpoints; i++) {
-        trust = qlb_trust_bitmap(ext, i, &image, &bitmap);
+        trust = qlb_trust_bitmap(ext, i, &bitmap);
         CHECK(qlb_trust_keyword(trust)[0] != '\0');
         CHECK(trust != QLB_TRUSTED || bitmap.present);
     }

@@ -412,14 +412,14 @@ class Trust:
 
     def rule_12(self):
         """Another boot."""
-        if (self.promises and not self.clean and not self.sync
+        if (not self.clean and not self.sync
                 and self.live.fixed["boot_id"] != self.boot_id):
             return "power-loss", "the boot id differs"
         return None
 
     def rule_13(self):
         """Another mount."""
-        if (self.promises and not self.sync
+        if (not self.sync
                 and self.live.fixed["boot_id"] == self.boot_id
                 and self.live.fixed["device"] != self.device):
             return "moved-open", "the device differs"
@@ -443,8 +443,7 @@ class Trust:
         newest = j == len(self.live.records) - 1
         if bool(entry["flags"] & BITMAP_AUTO) != newest:
             failed.append((15, "bitmap-disabled"))
-        if entry["flags"] & BITMAP_IN_USE and (not self.promises
-                                               or self.clean):
+        if entry["flags"] & BITMAP_IN_USE:
             failed.append((16, "in-use"))
         if not self.has_canaries(entry, record):
             failed.append((17, "canary"))

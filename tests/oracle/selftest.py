@@ -554,17 +554,15 @@ class ExtensionTest(ExtensionCase):
         good = "trusted"
         # B, P, U, boot id and device, sync, keyword; None: any
         rows = ((0, None, None, [], None, "bitmaps-dropped"),
-                (1, 0, 0, [], None, good),
-                (1, 0, 0, [other, there], None, good),
-                (1, 0, 1, [], None, "in-use"),
-                (1, 0, 1, [this, here], None, "in-use"),
-                (1, 1, 0, [], None, good),
-                (1, 1, 1, [], None, "in-use"),
-                (1, 1, None, [this, here], None, good),
-                (1, 1, None, [this, there], 0, "moved-open"),
-                (1, 1, None, [this, there], 1, good),
-                (1, 1, None, [other, here], 0, "power-loss"),
-                (1, 1, None, [other, here], 1, good))
+                (1, None, 0, [], None, good),
+                (1, None, 1, [], None, "in-use"),
+                (1, None, 0, [this, here], None, good),
+                (1, None, 1, [this, here], None, "in-use"),
+                (1, None, None, [this, there], 0, "moved-open"),
+                (1, None, 0, [this, there], 1, good),
+                (1, None, None, [other, here], 0, "power-loss"),
+                (1, None, 0, [other, here], 1, good),
+                (1, None, 1, [other, here], 1, "in-use"))
         for b, p, u, recorded, sync, keyword in rows:
             for p_now in (0, 1) if p is None else (p,):
                 for u_now in (0, 1) if u is None else (u,):

@@ -329,7 +329,7 @@ static enum qlb_trust judge(const struct trust_case *t)
     enum qlb_trust trust = qlb_trust_image(&t->ext, &t->image);
 
     return trust != QLB_TRUSTED
-               ? trust : qlb_trust_bitmap(&t->ext, 1, &t->image, &t->bitmap);
+               ? trust : qlb_trust_bitmap(&t->ext, 1, &t->bitmap);
 }
 
 static void break_rule(struct trust_case *t, int rule)
@@ -383,8 +383,8 @@ static void test_each_rule(void **state)
     }
 }
 
-/* The first that applies decides. Rule 8 clears P, which rules 11 to 13 ask
- * for; 12 and 13 set the boot id, which 11 and 16 ask for. */
+/* The first that applies decides. Rule 8 clears P, which rule 11 asks for; 12
+ * and 13 set the boot id, which must be zero for 11. */
 static void test_order_of_rules(void **state)
 {
     struct trust_case t;
@@ -413,16 +413,14 @@ static enum qlb_trust table_of_trust(int b, int p, int u, int boot, int device,
     if (!b) {
         return QLB_TRUST_BITMAPS_DROPPED;
     }
-    if (!p || boot == 0) {
-        return u ? QLB_TRUST_IN_USE : QLB_TRUSTED;
-    }
+    (void)p;
     if (boot == 2 && !sync) {
         return QLB_TRUST_POWER_LOSS;
     }
     if (boot == 1 && !device && !sync) {
         return QLB_TRUST_MOVED_OPEN;
     }
-    return QLB_TRUSTED;
+    return u ? QLB_TRUST_IN_USE : QLB_TRUSTED;
 }
 
 /* boot: 0 zero, 1 this one, 2 another; same: the device is the same. */
@@ -475,13 +473,13 @@ static void test_older_bitmaps(void **state)
 
     (void)state;
     good_case(&t);
-    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.image, &t.bitmap),
+    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.bitmap),
                      QLB_TRUST_BITMAP_DISABLED);
     t.bitmap.automatic = false;
-    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.image, &t.bitmap),
+    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.bitmap),
                      QLB_TRUSTED);
     t.bitmap.first_canary = false;
-    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.image, &t.bitmap),
+    assert_int_equal(qlb_trust_bitmap(&t.ext, 0, &t.bitmap),
                      QLB_TRUST_CANARY);
 }
 
