@@ -2,9 +2,10 @@
 # The main job on a real disk: an ext4 file system with files of this machine is
 # backed up, changed, backed up twice more, lost, and restored.
 #
-# The changes go through a stock QEMU, which tracks them: the file system is
-# changed in a raw copy (by debugfs), and what differs is written to the qcow2
-# disk with qemu-io. So no step needs root, a kernel driver or KVM. At the end
+# The changes go through the patched QEMU, which tracks them, and is killed once:
+# the file system is changed in a raw copy (by debugfs), and what differs is
+# written to the qcow2 disk with qemu-io. So no step needs root, a kernel driver
+# or KVM. At the end
 # every file of the restored disk is compared with its original in a plain
 # folder, and the disk with that raw copy.
 #
@@ -90,15 +91,18 @@ gather_files() {
 make_disk() {
     gather_files
     mke2fs -q -t ext4 -d expected guest.raw "$disk_size" >log 2>&1
-    qemu-img convert -O qcow2 guest.raw disk.qcow2
+}
+
+fill_disk() {
+    qemu-img convert -n -f raw -O qcow2 guest.raw disk.qcow2
 }
 
 # ------------------------------------------------------------ what changes it
 
-# change SEED: 40 files vanish, 40 get other contents, 40 and a folder come; in
-# the folder 'expected' and, by debugfs, in the raw copy of the disk.
+# change SEED [kill]: 40 files vanish, 40 get other contents, 40 and a folder
+# come; in the folder 'expected' and, by debugfs, in the raw copy of the disk.
 change() {
-    local seed=$1 name old
+    local seed=$1 end=${2:-} name old
     cp guest.raw before.raw
     mapfile -t names < <(cd expected && find . -type f ! -name '* *' |
         sort | shuf -n 120 --random-source=<(yes "$seed"))
@@ -121,12 +125,14 @@ change() {
     done
     debugfs -w -f script guest.raw >log 2>&1
     e2fsck -f -n guest.raw >log 2>&1 || fail "debugfs left a damaged file system"
-    write_differences
+    write_differences "$end"
     rm -r before.raw script pieces
 }
 
-# What differs between before.raw and guest.raw, 64 KiB by 64 KiB.
+# write_differences [kill]: what differs between before.raw and guest.raw, 64 KiB
+# by 64 KiB. With 'kill' QEMU gets SIGKILL instead of closing the disk.
 write_differences() {
+    local status=0
     mkdir pieces
     perl -e '
         open(my $old, "<:raw", "before.raw") or die;
@@ -140,8 +146,17 @@ write_differences() {
             close($piece) or die;
             print "write -q -s pieces/$at $at ", length($b), "\n";
         }' >writes
-    qemu-io -f qcow2 disk.qcow2 <writes >log
     changed=$(wc -l <writes | awk '{ printf "%.1f MiB", $1 / 16 }')
+    if [ "$1" = kill ]; then
+        echo 'sigraise 9' >>writes
+    fi
+    # a group, since it is bash that tells of the signal
+    { qemu-io -f qcow2 disk.qcow2 <writes >log; } 2>>log || status=$?
+    if [ "$1" = kill ]; then
+        [ "$status" -eq 137 ] || fail "QEMU survived SIGKILL: status $status"
+    else
+        [ "$status" -eq 0 ] || fail "qemu-io: status $status"
+    fi
     rm writes
 }
 
@@ -163,18 +178,18 @@ main() {
     export PATH=$PATH:/usr/sbin:/sbin
     headline "A disk: ext4, $disk_size, with files from /usr"
     make_disk
+    step - "qemu-img create -f qcow2 -o livebackup=on disk.qcow2 $disk_size"
+    fill_disk
     printf '  %s files, disk.qcow2 takes %s\n' \
         "$(find expected -type f | wc -l)" "$(size disk.qcow2)"
 
     headline "Backup, and again after changes, in full only once"
-    step - 'lbctl enable disk.qcow2'
     step base.lbz 'lbdump disk.qcow2 > base.lbz'
     change 1
-    printf '  (120 files changed, deleted, added by a stock QEMU: %s)\n' \
-        "$changed"
+    printf '  (120 files changed, deleted, added: %s)\n' "$changed"
     step incr1.lbz 'lbdump --incremental disk.qcow2 > incr1.lbz'
-    change 2
-    printf '  (and 120 more: %s)\n' "$changed"
+    change 2 kill
+    printf '  (and 120 more: %s; then QEMU was killed with SIGKILL)\n' "$changed"
     step incr2.lbz 'lbdump --incremental disk.qcow2 > incr2.lbz'
 
     headline "The archives: verified, merged into one"
