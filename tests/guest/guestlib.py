@@ -31,8 +31,9 @@ import initrd  # noqa: E402
 import lbext  # noqa: E402
 import qcow2  # noqa: E402
 
-QEMU = os.environ.get("QLB_QEMU",
-                      os.path.join(TOP, "build-qemu", "stage", "bin"))
+QEMU = os.environ.get("QLB_QEMU", os.path.join(
+    os.environ.get("QLB_QEMU_ROOT", os.path.join(TOP, "build-qemu")),
+    "stage", "bin"))
 GUEST = os.environ.get("QLB_GUEST", os.path.join(BUILD, "guest"))
 WRITER = os.path.join(BUILD, "tests", "guest", "writer")
 SEED = int(os.environ.get("QLB_SEED", "1"))
