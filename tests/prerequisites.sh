@@ -34,4 +34,22 @@ report $? "$ORACLE_PYTHON has xxhash and zstandard"
 qemu-img --version | grep -q .
 report $? "qemu-img runs"
 
+# have_qemu FOLDER NAME: all of its programs run there.
+have_qemu() {
+    local program
+    for program in qemu-img qemu-io qemu-nbd qemu-storage-daemon \
+                   qemu-system-x86_64; do
+        "$1/$program" --version >/dev/null 2>&1
+        report $? "$program of $2 runs" "'./setup check' gets $2"
+    done
+}
+
+if [ -n "$QLB_QEMU_TESTS$QLB_STOCK_7_TESTS" ]; then
+    have_qemu "$QLB_QEMU" "the patched QEMU"
+    have_qemu "$QLB_STOCK_QEMU_10" "stock QEMU 10.0"
+fi
+if [ -n "$QLB_STOCK_7_TESTS" ]; then
+    have_qemu "$QLB_STOCK_QEMU_7" "stock QEMU 7.2"
+fi
+
 echo "1..$count"
