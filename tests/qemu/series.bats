@@ -83,7 +83,9 @@ the_newest() {
     cd "$QLB_QEMU_ROOT/source"
     for patch in $(series); do
         run perl scripts/checkpatch.pl --terse "$qemu_patches/$patch"
-        [[ "$output" == *'total: 0 errors,'* ]] || fail "$output"
+        # nothing at all is said of a patch that it has nothing to say of
+        [[ -z "$output" || "$output" == *'total: 0 errors,'* ]] ||
+            fail "$output"
     done
 }
 
