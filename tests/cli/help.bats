@@ -137,7 +137,9 @@ manual_tour() {
 @test "the tour of the README works word for word" {
     readme_tour >tour
     grep -q lbrestore tour
-    run_expect 0 bash -e tour
+    # its first line wants the patched QEMU
+    PATH=${QLB_QEMU:-$abs_top_srcdir/build-qemu/stage/bin}:$PATH \
+        run_expect 0 bash -e tour
     expect_stderr ''
     expect_same disk.qcow2 qcow2 lost.qcow2 qcow2
     qemu_check disk.qcow2

@@ -7,11 +7,10 @@
 load helpers
 load backup
 
-# `-o livebackup=on` of the first line wants a patched qemu-img; a stock one and
-# lbctl do the same.
+# The first line wants the patched qemu-img.
 prepare() {
-    qemu-img create -q -f qcow2 disk.qcow2 20G
-    lbctl enable disk.qcow2
+    PATH=${QLB_QEMU:-$abs_top_srcdir/build-qemu/stage/bin}:$PATH \
+        run_expect 0 qemu-img create -f qcow2 -o livebackup=on disk.qcow2 20G
     qemu_write disk.qcow2 1G 3M 1
 }
 
