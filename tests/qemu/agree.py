@@ -16,7 +16,7 @@ import sys
 
 from qemulib import (Disk, Failure, NIGHTLY, claim, dump, each,
                      expect_claims_kept, expect_sound, img, info_of, main,
-                     random_commands, remove, run, session, size_of,
+                     random_commands, run, session, size_of,
                      verdict_of, workplace)
 
 # --------------------------------------------------------------------------
