@@ -182,8 +182,7 @@ class Node:
                     dice, self.path, 1 + dice.randrange(4)), killed=step[1])
                 self.model.session(*step)
             self.model.expect(self.path)
-            expect_claims_kept(self.path, self.chain, self.model.keyword,
-                               whole=NIGHTLY)
+            expect_claims_kept(self.path, self.chain, self.model.keyword)
             expect_no_errors(self.path)
         except Failure as failure:
             raise Failure(f"after {' '.join(map(label, self.steps))}: "

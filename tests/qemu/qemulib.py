@@ -245,7 +245,7 @@ def expect_sound(path, leaks=False):
         status=(0, 3) if leaks else (0,))
 
 
-def expect_claims_kept(path, chain, keyword=None, whole=True):
+def expect_claims_kept(path, chain, keyword=None, whole=NIGHTLY):
     """The point of all: what is called trusted misses nothing, and what is
     not is refused, with its keyword.  Leaves the image as it is.
 

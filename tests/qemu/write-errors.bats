@@ -35,3 +35,7 @@ setup() {
 @test "from any call on all fail: complete, or refused" {
     claim writes.py errors-from-then-on
 }
+
+@test "the chunks of the bitmap are bad: the guest goes on, and it is shown" {
+    claim writes.py bad-sectors-under-bits
+}
