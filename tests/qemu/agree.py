@@ -244,7 +244,7 @@ def check_life(case):
 
 def lives(part):
     """Half of the disks, so that no test is long."""
-    disks = DISKS + list(random_disks(200 if NIGHTLY else 2))
+    disks = DISKS + list(random_disks(100 if NIGHTLY else 2))
     each([(f"{index}", disk) for index, disk in enumerate(disks)
           if index % 2 == part], check_life)
 

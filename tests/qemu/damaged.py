@@ -206,6 +206,26 @@ def make_base():
     return path, places
 
 
+def stock_alone_refuses(path):
+    """A name that does not begin with lb- any more, as 'l' and a zero byte, is
+    that of a bitmap of others, for which QEMU refuses to write."""
+    names = [entry["name"] for entry in oracle_bitmaps(path)]
+    if not any(b"\0" in name[:3] for name in names):
+        return False
+    trial = path + ".trial"
+    copy(path, trial)
+    return call("S10", "qemu-io", "-f", "qcow2", "-c", "write 0 512", trial,
+                status=(0, 1)).status == 1
+
+
+def oracle_bitmaps(path):
+    """Entries of the directory, if it can be read."""
+    try:
+        return qcow2.Header(path).bitmaps()
+    except qcow2.BitmapError:
+        return []
+
+
 def verdict_by_lbctl(path):
     """Keyword of the image."""
     return run(["lbctl", "status", "--json", path]).expect(0).json()["keyword"]
@@ -241,6 +261,10 @@ def random_damage():
         spoil(path, places, dice)
         if verdict_by_lbctl(path) == "unsupported":
             return              # the directory is not ours then
+        if "padding" in oracle_trust(path)[1]["why"]:
+            return              # QEMU does not look at it
+        if stock_alone_refuses(path):
+            return
         trusted = expect_untrusted(path)
         if content(path) != before:
             raise Failure("the guest reads something else")
@@ -260,7 +284,7 @@ def random_damage():
             dump(path, full)
             expect_chain_is(path, [full])
 
-    each([(f"seed {seed}",) for seed in range(3000 if NIGHTLY else 150)],
+    each([(f"seed {seed}",) for seed in range(2000 if NIGHTLY else 150)],
          lambda case: check(case[0]))
 
 
