@@ -26,7 +26,7 @@ markdown=0
 work=
 out=
 qemu=${QLB_QEMU:-$here/../build-qemu/stage/bin}
-stock_qemu=${QLB_STOCK_BUILD:-$here/../build-qemu/stock-build/bin}
+stock_qemu=${QLB_STOCK_BUILD:-$here/../build-qemu/plain-stage/bin}
 
 usage() {
     cat <<'END'
@@ -42,7 +42,7 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
 tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
 source and configuration in $QLB_STOCK_BUILD (default: stage/bin and
-stock-build/bin in build-qemu); where they are missing it is left out, unless
+plain-stage/bin in build-qemu); where they are missing it is left out, unless
 asked for.
 END
 }
