@@ -662,7 +662,6 @@ iotests=(
     migrate-bitmaps-test migrate-during-backup qcow2-encryption
     qcow2-internal-snapshots qemu-img-bitmaps qsd-migrate
     remove-bitmap-from-backing reopen-file backup-discard-source
-    commit-zero-blocks
 )
 
 # run_iotests PREFIX LOG ARGS...: TAP in LOG. The emulator is that of the stage:
