@@ -37,9 +37,7 @@ void qlb_bits_set(uint8_t *bits, uint64_t first, uint64_t count)
     }
 }
 
-/* The 64 bits from bit n (a multiple of 64) on; those behind the end are
- * clear. */
-static uint64_t word_at(const uint8_t *bits, uint64_t n_bits, uint64_t n)
+uint64_t qlb_bits_word(const uint8_t *bits, uint64_t n_bits, uint64_t n)
 {
     uint64_t left = n_bits - n;
     uint8_t tail[8] = { 0 };
@@ -56,7 +54,7 @@ uint64_t qlb_bits_count(const uint8_t *bits, uint64_t n_bits)
     uint64_t count = 0;
 
     for (uint64_t n = 0; n < n_bits; n += 64) {
-        count += (uint64_t)__builtin_popcountll(word_at(bits, n_bits, n));
+        count += (uint64_t)__builtin_popcountll(qlb_bits_word(bits, n_bits, n));
     }
     return count;
 }
@@ -73,7 +71,7 @@ static uint64_t next_differing(const uint8_t *bits, uint64_t n_bits,
         return n_bits;
     }
     for (; n < n_bits; n += 64, mask = ~UINT64_C(0)) {
-        uint64_t word = (word_at(bits, n_bits, n) ^ skip) & mask;
+        uint64_t word = (qlb_bits_word(bits, n_bits, n) ^ skip) & mask;
 
         if (word != 0) {
             uint64_t found = n + (uint64_t)__builtin_ctzll(word);

@@ -27,6 +27,10 @@ uint64_t qlb_bits_next_set(const uint8_t *bits, uint64_t n_bits,
 uint64_t qlb_bits_next_clear(const uint8_t *bits, uint64_t n_bits,
                              uint64_t from);
 
+/* The 64 bits from bit n (a multiple of 64, below n_bits) on, the lowest first;
+ * those behind the end are clear. */
+uint64_t qlb_bits_word(const uint8_t *bits, uint64_t n_bits, uint64_t n);
+
 /* to |= from, len bytes. */
 void qlb_bits_or(uint8_t *to, const uint8_t *from, size_t len);
 

@@ -13,8 +13,10 @@
 #include <string.h>
 
 #include "bitmap.h"
+#include "bitrange.h"
 #include "byteorder.h"
 #include "checked.h"
+#include "crc32c.h"
 
 #define EXT_VERSION 1
 #define GRANULARITY_BITS_MIN 9
@@ -58,36 +60,10 @@ _Static_assert(FIXED_SIZE + QLB_MAX_CHECKPOINTS * RECORD_SIZE == QLB_EXT_SIZE,
 _Static_assert(REC_LABEL + QLB_LABEL_MAX == RECORD_SIZE,
                "the label ends the record");
 
-/* ---- checksum ---- */
-
-/* Remainders of the 16 values of a nibble, polynomial 0x1EDC6F41 reflected. */
-static const uint32_t crc32c_nibble[16] = {
-    0x00000000, 0x105ec76f, 0x20bd8ede, 0x30e349b1,
-    0x417b1dbc, 0x5125dad3, 0x61c69362, 0x7198540d,
-    0x82f63b78, 0x92a8fc17, 0xa24bb5a6, 0xb21572c9,
-    0xc38d26c4, 0xd3d3e1ab, 0xe330a81a, 0xf36e6f75,
-};
-
-static uint32_t crc32c_update(uint32_t crc, const uint8_t *data, size_t len)
-{
-    for (size_t i = 0; i < len; i++) {
-        crc ^= data[i];
-        crc = (crc >> 4) ^ crc32c_nibble[crc & 15];
-        crc = (crc >> 4) ^ crc32c_nibble[crc & 15];
-    }
-    return crc;
-}
-
 /* Of the whole extension, its checksum field taken as zero. */
 static uint32_t ext_checksum(const uint8_t *data)
 {
-    static const uint8_t zero[4];
-    uint32_t crc = UINT32_MAX;
-
-    crc = crc32c_update(crc, data, AT_CRC);
-    crc = crc32c_update(crc, zero, sizeof(zero));
-    crc = crc32c_update(crc, data + AT_FLAGS, QLB_EXT_SIZE - AT_FLAGS);
-    return ~crc;
+    return qlb_crc32c_with_hole(data, QLB_EXT_SIZE, AT_CRC);
 }
 
 /* ---- labels ---- */
@@ -466,24 +442,11 @@ struct qlb_granules qlb_granules_of(uint64_t offset, uint64_t bytes,
     return range;
 }
 
-/* The bits of byte first / 8 that are in the range. */
-static uint8_t front_mask(struct qlb_granules range)
-{
-    unsigned skip = range.first % 8;
-    uint8_t mask = (uint8_t)(0xffu << skip);
-
-    if (range.count < 8 - skip) {
-        mask &= (uint8_t)((1u << (skip + range.count)) - 1);
-    }
-    return mask;
-}
-
 /* The rest of the range, from the next byte on. */
 static struct qlb_granules behind_front(struct qlb_granules range)
 {
-    uint64_t taken = 8 - range.first % 8;
+    uint64_t taken = bitrange_front(range.first, range.count);
 
-    taken = taken < range.count ? taken : range.count;
     range.first += taken;
     range.count -= taken;
     return range;
@@ -492,7 +455,7 @@ static struct qlb_granules behind_front(struct qlb_granules range)
 bool qlb_granules_marked(const uint8_t *bits, struct qlb_granules range)
 {
     for (; range.count > 0; range = behind_front(range)) {
-        uint8_t mask = front_mask(range);
+        uint8_t mask = bitrange_mask(range.first, range.count);
 
         if ((__atomic_load_n(&bits[range.first / 8], __ATOMIC_ACQUIRE) &
              mask) != mask) {
@@ -505,7 +468,8 @@ bool qlb_granules_marked(const uint8_t *bits, struct qlb_granules range)
 void qlb_granules_mark(uint8_t *bits, struct qlb_granules range)
 {
     for (; range.count > 0; range = behind_front(range)) {
-        __atomic_fetch_or(&bits[range.first / 8], front_mask(range),
+        __atomic_fetch_or(&bits[range.first / 8],
+                          bitrange_mask(range.first, range.count),
                           __ATOMIC_ACQ_REL);
     }
 }
