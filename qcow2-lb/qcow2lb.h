@@ -3,7 +3,7 @@
  *
  * #include <qcow2-lb/qcow2lb.h>; it brings in all the others, each of which
  * documents what it declares. libqcow2lb-core, which QEMU links, has what
- * bitmap.h, bitmap_ext.h, cbw.h and uuid.h declare, and qlb_version().
+ * bitmap.h, bitmap_ext.h, cbw.h, orig.h and uuid.h declare, and qlb_version().
  *
  * Copyright (C) 2026 The qcow2 livebackup authors
  * SPDX-License-Identifier: LGPL-2.1-or-later
@@ -19,6 +19,7 @@ extern "C" {
 #include "bitmap.h"
 #include "bitmap_ext.h"
 #include "cbw.h"
+#include "orig.h"
 #include "uuid.h"
 
 /* Files, digests, threads. */

@@ -13,7 +13,7 @@ TOP = os.environ.get("abs_top_srcdir") or os.path.dirname(
 BUILD = os.environ.get("abs_top_builddir") or os.path.join(TOP, "build")
 
 PUBLIC = "qcow2lb.h"  # it includes all other public headers
-CORE = ["bitmap.h", "bitmap_ext.h", "cbw.h", "uuid.h", PUBLIC]
+CORE = ["bitmap.h", "bitmap_ext.h", "cbw.h", "orig.h", "uuid.h", PUBLIC]
 
 # libqcow2lb-core is plain computing: no I/O, no allocation, no threads.
 CORE_MAY_CALL = re.compile(
