@@ -365,6 +365,12 @@ static void test_moved_extension(void **state)
     put_be32(data + EXTENSION_AT + 4, 3976);
     memcpy(data + 4088, golden + EXTENSION_AT, 8);
     assert_int_equal(verdict_of(data, sizeof(data)), QLB_ORIG_DAMAGED);
+    /* behind the end marker nothing counts */
+    memcpy(data, golden, sizeof(golden));
+    memset(data + EXTENSION_AT, 0, 8);
+    memcpy(data + EXTENSION_AT + 8, golden + EXTENSION_AT, 8 + DATA_SIZE);
+    assert_int_equal(verdict_of(data, sizeof(data)), QLB_ORIG_FOREIGN);
+    put_be32(data + EXTENSION_AT, 0x6803f857);
     /* lengths that lead out of the header, or past the end of numbers */
     put_be32(data + EXTENSION_AT + 4, 3984);
     assert_int_equal(verdict_of(data, sizeof(data)), QLB_ORIG_FOREIGN);
