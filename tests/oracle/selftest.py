@@ -23,6 +23,7 @@ import uuid
 import hostile
 import hostile_archives
 import lbext
+import lborig
 import lbz
 import qcow2
 
@@ -747,6 +748,82 @@ class ExtensionAndQemuTest(ExtensionCase):
         shown = json.loads(self.tool(lbext, "show", "disk.qcow2"))
         self.assertIn("theirs", [one["name"] for one in shown["bitmaps"]])
         self.assertEqual(self.trust(), ("trusted", ["trusted"] * 3))
+
+
+# The header of a disk of 10 GiB + 513 bytes; tests/unit/test_orig.c has the
+# same.
+GOLDEN_ORIG = bytes.fromhex(
+    "514649fb00000003" "0000000000000000" "0000000000000010"
+    "0000000280000201" "0000000000000015" "0000000000020000"
+    "0000000000010000" "0000000100000000" "0000000000000000"
+    "0000000000000001" "0000000000000000" "0000000000000000"
+    "0000000400000068" "4c424f5200000050" "000000017632dd90"
+    "0000000000010000" "101112131415161718191a1b1c1d1e1f"
+    "202122232425262728292a2b2c2d2e2f" "303132333435363738393a3b3c3d3e3f"
+    "4041424344454647" "0000000000000000" "0000000000000000")
+
+
+class Originals(TemporaryDirectory):
+    """lborig.py."""
+
+    TABLES = 0x30000      # 21 L2 tables
+    CLUSTERS = 0x180000
+
+    def write(self, *edits):
+        """An orig with these (offset, bytes) written over it."""
+        tables = b"".join((1 << 63 | self.TABLES + n * 65536).to_bytes(
+            8, "big") for n in range(21))
+        with open("disk.orig.qcow2", "wb") as file:
+            for at, data in ((0, GOLDEN_ORIG), (0x20000, tables)) + edits:
+                file.seek(at)
+                file.write(data)
+            file.truncate(max(self.CLUSTERS, file.seek(0, os.SEEK_END)))
+
+    def entry(self, cluster, value):
+        """The edit that makes this the entry of a cluster."""
+        return self.TABLES + 8 * cluster, value.to_bytes(8, "big")
+
+    def test_what_is_saved_is_shown(self):
+        self.write(self.entry(3, 1), self.entry(
+            163840, 1 << 63 | self.CLUSTERS))
+        self.assertEqual(self.tool(lborig, "check", "disk.orig.qcow2"), "")
+        shown = json.loads(self.tool(lborig, "show", "disk.orig.qcow2"))
+        self.assertEqual(shown["size"], (10 << 30) + 513)
+        self.assertEqual(shown["time"], 0x4041424344454647)
+        self.assertEqual(shown["image_uuid"],
+                         "10111213-1415-1617-1819-1a1b1c1d1e1f")
+        self.assertEqual(shown["saved"],
+                         [[3 << 16, "zero"], [10 << 30, "data"]])
+
+    def test_what_is_wrong_is_found(self):
+        for at, data in (
+                (27, b"\3"), (32, b"\1"), (39, b"\x16"), (79, b"\0"),
+                (111, b"\x51"), (115, b"\2"), (116, b"\0"), (120, b"\1"),
+                (160, b"\0"), (184, b"\1"), (195, b"\1"),
+                (0x10000, b"\1"), (0x20000, b"\0"), self.entry(0, 2),
+                self.entry(0, self.CLUSTERS),
+                self.entry(0, 1 << 63 | self.TABLES),
+                self.entry(0, 1 << 63 | self.CLUSTERS + 512),
+                self.entry(0, 3 << 62 | self.CLUSTERS)):
+            with self.subTest(at=at, data=data):
+                self.write((at, data))
+                self.assertIn("not so", self.tool(
+                    lborig, "check", "disk.orig.qcow2", status=4))
+        self.write((104, b"M"))
+        self.tool(lborig, "check", "disk.orig.qcow2", status=1)
+
+    @unittest.skipUnless(QEMU, "needs qemu-img and qemu-io")
+    def test_qemu_reads_what_is_saved(self):
+        self.write(self.entry(1, 1),
+                   self.entry(2, 1 << 63 | self.CLUSTERS),
+                   (self.CLUSTERS, b"\xab" * 65536))
+        out = self.run_program(
+            "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 0 128k",
+            "-c", "read -P 0xab 128k 64k", "disk.orig.qcow2")
+        self.assertNotIn("failed", out)
+        self.run_program("qemu-img", "check", "-q", "-r", "all",
+                         "disk.orig.qcow2")
+        self.run_program("qemu-img", "check", "-q", "disk.orig.qcow2")
 
 
 if __name__ == "__main__":
