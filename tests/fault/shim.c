@@ -20,6 +20,8 @@
  *       eintr             it fails with EINTR and does nothing
  *       term, int         the process gets SIGTERM or SIGINT, then the call goes
  *                         on; term-on, int-on: before all that follow, too
+ *       hang              it waits until the file QLB_FAULT_GO_ON exists, as all
+ *                         that follow do, then it is done
  *       torn              a write reaches the file up to a multiple of 4096 in
  *                         the middle (nothing, where there is none), then
  *                         SIGKILL; other calls: as kill-before
@@ -54,7 +56,7 @@ enum op { OP_WRITE = 1, OP_SYNC = 2, OP_TRUNCATE = 4, OP_RENAME = 8,
 
 enum kind { KIND_NONE, KIND_EIO, KIND_ENOSPC, KIND_EINTR, KIND_SHORT,
             KIND_TERM, KIND_INT, KIND_KILL_BEFORE, KIND_KILL_AFTER,
-            KIND_TORN };
+            KIND_TORN, KIND_HANG };
 
 enum verdict { GO_ON, FAIL, SHORTEN, KILL_AFTER, TEAR };
 
@@ -63,7 +65,7 @@ static struct {
     enum kind kind;
     bool from_then_on;
     unsigned long at;
-    const char *path, *count_file;
+    const char *path, *count_file, *go_on;
     int log;
 } config = { .log = -1 };
 
@@ -99,7 +101,7 @@ static enum kind parse_kind(const char *text)
         [KIND_EINTR] = "eintr", [KIND_SHORT] = "short",
         [KIND_TERM] = "term", [KIND_INT] = "int",
         [KIND_KILL_BEFORE] = "kill-before", [KIND_KILL_AFTER] = "kill-after",
-        [KIND_TORN] = "torn",
+        [KIND_TORN] = "torn", [KIND_HANG] = "hang",
     };
     size_t len;
 
@@ -111,7 +113,7 @@ static enum kind parse_kind(const char *text)
         config.from_then_on = true;
         len -= 3;
     }
-    for (int i = KIND_EIO; i <= KIND_TORN; i++) {
+    for (int i = KIND_EIO; i <= KIND_HANG; i++) {
         if (strlen(names[i]) == len && strncmp(text, names[i], len) == 0) {
             return (enum kind)i;
         }
@@ -130,6 +132,10 @@ __attribute__((constructor)) static void start(void)
     config.at = at == NULL ? 0 : strtoul(at, NULL, 10);
     config.path = getenv("QLB_FAULT_PATH");
     config.count_file = getenv("QLB_FAULT_COUNT_FILE");
+    config.go_on = getenv("QLB_FAULT_GO_ON");
+    if (config.kind == KIND_HANG) {
+        config.from_then_on = true;
+    }
     if (log != NULL) {
         config.log = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC,
                           0600);
@@ -182,6 +188,13 @@ static void die(void)
     }
 }
 
+static void hang(void)
+{
+    while (config.go_on == NULL || access(config.go_on, F_OK) != 0) {
+        usleep(10000);
+    }
+}
+
 static enum verdict decide(enum op op, bool matches)
 {
     unsigned long n;
@@ -223,6 +236,9 @@ static enum verdict decide(enum op op, bool matches)
         return FAIL;
     case KIND_KILL_AFTER:
         return KILL_AFTER;
+    case KIND_HANG:
+        hang();
+        return GO_ON;
     default:
         return GO_ON;
     }
