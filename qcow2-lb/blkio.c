@@ -8,6 +8,9 @@
  * (QEMU: block/file-posix.c, raw_apply_lock_bytes, raw_check_lock_bytes;
  * docs/system/qemu-block-drivers.rst, "Disk image file locking".)
  *
+ * O_DIRECT wants aligned memory, offsets and lengths: what is not aligned goes
+ * through a buffer that is.
+ *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
 #include "blkio.h"
@@ -22,6 +25,7 @@
 #include <unistd.h>
 
 #include "checked.h"
+#include "cleanup.h"
 
 enum { LOCK_USED = 100, LOCK_UNSHARED = 200 };
 
@@ -140,6 +144,78 @@ static int64_t file_pread(struct qlb_blkio *io, void *buf, size_t len,
     return (int64_t)done;
 }
 
+enum { DIRECT_ALIGNMENT = 4096, DIRECT_BUFFER = 1 << 20 };
+
+/* One read of an aligned range, short at the end of the file only. */
+static int64_t pread_aligned(struct qlb_blkio *io, void *buf, size_t len,
+                             uint64_t offset, struct qlb_error *err)
+{
+    size_t done = 0;
+
+    while (done < len) {
+        ssize_t n = pread(io->fd, (char *)buf + done, len - done,
+                          (off_t)(offset + done));
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return qlb_fail_errno(err, errno, "%s: reading %zu bytes at "
+                                  "offset %llu", io->name, len,
+                                  (unsigned long long)offset);
+        }
+        done += (size_t)n;
+        /* Where the file ends within a sector nothing more can be read. */
+        if (n == 0 || n % DIRECT_ALIGNMENT != 0) {
+            break;
+        }
+    }
+    return (int64_t)done;
+}
+
+static bool is_aligned(uint64_t n)
+{
+    return n % DIRECT_ALIGNMENT == 0;
+}
+
+static int64_t direct_pread(struct qlb_blkio *io, void *buf, size_t len,
+                            uint64_t offset, struct qlb_error *err)
+{
+    uint8_t *bounce QLB_AUTO_FREE = NULL;
+    size_t done = 0, room;
+
+    if (is_aligned((uintptr_t)buf) && is_aligned(len) && is_aligned(offset)) {
+        return pread_aligned(io, buf, len, offset, err);
+    }
+    room = min_u64(DIRECT_BUFFER,
+                   round_up(len, DIRECT_ALIGNMENT) + DIRECT_ALIGNMENT);
+    bounce = aligned_alloc(DIRECT_ALIGNMENT, room);
+    if (bounce == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", io->name);
+    }
+    while (done < len) {
+        uint64_t start = round_down(offset + done, DIRECT_ALIGNMENT);
+        size_t skip = offset + done - start;
+        size_t want = min_u64(room, round_up(skip + len - done,
+                                             DIRECT_ALIGNMENT));
+        int64_t n = pread_aligned(io, bounce, want, start, err);
+
+        if (n < 0) {
+            return -1;
+        }
+        if ((size_t)n > skip) {
+            size_t got = min_u64((size_t)n - skip, len - done);
+
+            memcpy((char *)buf + done, bounce + skip, got);
+            done += got;
+        }
+        if ((size_t)n < want) {
+            break;
+        }
+    }
+    return (int64_t)done;
+}
+
 static int file_pwrite(struct qlb_blkio *io, const void *buf, size_t len,
                        uint64_t offset, struct qlb_error *err)
 {
@@ -178,6 +254,11 @@ static void file_close(struct qlb_blkio *io)
 
 static const struct qlb_blkio_ops file_read_ops = {
     .pread = file_pread,
+    .close = file_close,
+};
+
+static const struct qlb_blkio_ops file_direct_ops = {
+    .pread = direct_pread,
     .close = file_close,
 };
 
@@ -240,15 +321,19 @@ struct qlb_blkio *qlb_blkio_open(const char *path, unsigned flags,
                                  struct qlb_error *err)
 {
     bool write = flags & QLB_BLKIO_WRITE;
+    bool direct = !write && (flags & QLB_BLKIO_DIRECT);
     struct qlb_blkio *io;
 
-    io = blkio_new(path, write ? &file_write_ops : &file_read_ops);
+    io = blkio_new(path, write    ? &file_write_ops
+                         : direct ? &file_direct_ops
+                                  : &file_read_ops);
     if (io == NULL) {
         qlb_fail_errno(err, ENOMEM, "%s", path);
         return NULL;
     }
     /* O_NONBLOCK: opening a FIFO must not wait for its writer. */
-    io->fd = open(path, (write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
+    io->fd = open(path, (write ? O_RDWR : O_RDONLY) |
+                        (direct ? O_DIRECT : 0) | O_CLOEXEC | O_NONBLOCK);
     if (io->fd < 0) {
         qlb_fail_errno(err, errno, "%s", path);
         free(io->name);

@@ -46,6 +46,8 @@ enum qlb_blkio_flags {
                              else may write), or with QLB_BLKIO_WRITE as the
                              only writer. QLB_E_BUSY where another process
                              holds a lock that conflicts. */
+    QLB_BLKIO_DIRECT = 4, /* read past the page cache (O_DIRECT), any buffer
+                             and any range; not with QLB_BLKIO_WRITE */
 };
 
 /* Opens a regular file or block device. NULL on failure. */

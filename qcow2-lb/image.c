@@ -258,6 +258,7 @@ static void open_disk(struct qlb_image *image, unsigned flags)
 {
     unsigned disk_flags = flags & QLB_IMAGE_NO_LOCK ? 0 : QLB_DISK_LOCK;
 
+    disk_flags |= flags & QLB_IMAGE_DIRECT ? QLB_DISK_DIRECT : 0;
     image->disk = qlb_disk_open_io(image->io->name, image->io, image->header,
                                    disk_flags, &image->disk_error);
 }
@@ -275,6 +276,7 @@ struct qlb_image *qlb_image_open(const char *path, unsigned flags,
     image->writable = (flags & QLB_IMAGE_WRITE) != 0;
     io_flags |= flags & QLB_IMAGE_WRITE ? QLB_BLKIO_WRITE : 0;
     io_flags |= flags & QLB_IMAGE_NO_LOCK ? 0 : QLB_BLKIO_LOCK;
+    io_flags |= flags & QLB_IMAGE_DIRECT ? QLB_BLKIO_DIRECT : 0;
     image->io = qlb_blkio_open(path, io_flags, err);
     if (image->io == NULL) {
         qlb_image_close(image);
@@ -336,6 +338,12 @@ enum qlb_trust qlb_image_trust(const struct qlb_image *image)
 enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
                                      unsigned i)
 {
+    return qlb_image_trust_between(image, i, image->ext.n_checkpoints);
+}
+
+enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
+                                       unsigned i, unsigned until)
+{
     enum qlb_trust found = QLB_TRUSTED;
 
     if (image->trust != QLB_TRUSTED) {
@@ -345,7 +353,7 @@ enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
         return QLB_TRUST_NO_CHECKPOINT;
     }
     /* The keyword of the lowest rule; enum qlb_trust has them in order. */
-    for (; i < image->ext.n_checkpoints; i++) {
+    for (; i < until; i++) {
         enum qlb_trust trust = image->bitmaps[i].trust;
 
         if (trust != QLB_TRUSTED &&

@@ -21,6 +21,7 @@ struct qlb_image;
 enum qlb_image_flags {
     QLB_IMAGE_WRITE = 1, /* open for changes; takes the writer's locks */
     QLB_IMAGE_NO_LOCK = 2, /* read what a running QEMU has open */
+    QLB_IMAGE_DIRECT = 4, /* past the page cache; not with WRITE */
 };
 
 /* Opens a qcow2 image (any; livebackup may be off) and reads its state. A
@@ -57,6 +58,12 @@ struct qlb_changes;
 /* QLB_E_UNTRUSTED, naming the reason, where it is not trusted. */
 struct qlb_changes *qlb_image_changes(struct qlb_image *image, unsigned i,
                                       struct qlb_error *err);
+/* What changed from checkpoint i to checkpoint `until`: with all bitmaps from
+ * that of i on, but without that of `until` and newer ones, which are not looked
+ * at. The disk must not have been resized since `until`. */
+struct qlb_changes *qlb_image_changes_between(struct qlb_image *image,
+                                              unsigned i, unsigned until,
+                                              struct qlb_error *err);
 /* The first changed range at or after offset, in bytes, clipped to the
  * present virtual size (length 0: none). Growth counts as changed: what lies
  * above the smallest size of the checkpoints from i on. Ranges that touch need

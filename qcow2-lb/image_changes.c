@@ -50,11 +50,11 @@ static void set_growth(struct qlb_changes *changes, unsigned since)
 }
 
 static int load_tables(struct qlb_changes *changes, unsigned since,
-                       struct qlb_error *err)
+                       unsigned until, struct qlb_error *err)
 {
     struct qlb_image *image = changes->image;
 
-    for (unsigned i = since; i < image->ext.n_checkpoints; i++) {
+    for (unsigned i = since; i < until; i++) {
         if (!image->bitmaps[i].seen.present) {
             return qlb_fail(err, QLB_E_DAMAGED, "%s: %s", image->io->name,
                             qlb_trust_reason(QLB_TRUST_BITMAP_MISSING));
@@ -70,7 +70,8 @@ static int load_tables(struct qlb_changes *changes, unsigned since,
 }
 
 static struct qlb_changes *changes_new(struct qlb_image *image,
-                                       unsigned since, struct qlb_error *err)
+                                       unsigned since, unsigned until,
+                                       struct qlb_error *err)
 {
     struct qlb_changes *changes = calloc(1, sizeof(*changes));
     uint64_t cluster_size = image->header->cluster_size;
@@ -92,7 +93,7 @@ static struct qlb_changes *changes_new(struct qlb_image *image,
         qlb_changes_free(changes);
         return NULL;
     }
-    if (load_tables(changes, since, err) < 0) {
+    if (load_tables(changes, since, until, err) < 0) {
         qlb_changes_free(changes);
         return NULL;
     }
@@ -102,13 +103,20 @@ static struct qlb_changes *changes_new(struct qlb_image *image,
 struct qlb_changes *qlb_image_changes(struct qlb_image *image, unsigned i,
                                       struct qlb_error *err)
 {
-    enum qlb_trust trust = qlb_image_trust_since(image, i);
+    return qlb_image_changes_between(image, i, image->ext.n_checkpoints, err);
+}
+
+struct qlb_changes *qlb_image_changes_between(struct qlb_image *image,
+                                              unsigned i, unsigned until,
+                                              struct qlb_error *err)
+{
+    enum qlb_trust trust = qlb_image_trust_between(image, i, until);
 
     if (trust != QLB_TRUSTED) {
         qlb_image_fail_trust(image, trust, err);
         return NULL;
     }
-    return changes_new(image, i, err);
+    return changes_new(image, i, until, err);
 }
 
 void qlb_changes_free(struct qlb_changes *changes)
@@ -223,7 +231,7 @@ int qlb_image_changed_bytes(struct qlb_image *image, unsigned i,
     if (i >= image->ext.n_checkpoints) {
         return 0;
     }
-    changes = changes_new(image, i, err);
+    changes = changes_new(image, i, image->ext.n_checkpoints, err);
     if (changes == NULL) {
         return err->code == QLB_E_DAMAGED ? 0 : -1;
     }

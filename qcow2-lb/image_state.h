@@ -56,6 +56,10 @@ int qlb_image_load_state(struct qlb_image *image, struct qlb_error *err);
 int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,
                          struct qlb_error *err);
 
+/* As qlb_image_trust_since, of the bitmaps i to until - 1. */
+enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
+                                       unsigned i, unsigned until);
+
 /* Number of checkpoints at the front of the list that are not trusted. */
 unsigned qlb_image_untrusted(const struct qlb_image *image);
 

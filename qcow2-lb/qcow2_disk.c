@@ -161,12 +161,16 @@ static struct qlb_blkio *open_new_file(const struct qlb_disk *disk,
                                        struct qlb_error *err)
 {
     struct stat st;
+    unsigned flags = disk->flags & QLB_DISK_LOCK ? QLB_BLKIO_LOCK : 0;
 
     if (stat(path, &st) == 0 && check_new(disk, path, &st, err) < 0) {
         return NULL;
     }
-    return qlb_blkio_open(path, disk->flags & QLB_DISK_LOCK ? QLB_BLKIO_LOCK
-                                                            : 0, err);
+    /* The first layer is in the list when its files are opened. */
+    if (disk->n_layers == 1 && (disk->flags & QLB_DISK_DIRECT)) {
+        flags |= QLB_BLKIO_DIRECT;
+    }
+    return qlb_blkio_open(path, flags, err);
 }
 
 /* QEMU takes a relative data file name as relative to its own working

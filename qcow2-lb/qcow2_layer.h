@@ -102,6 +102,10 @@ int qlb_disk_map(struct qlb_disk_reader *reader, uint64_t offset,
                  uint64_t length, bool top_only, struct qlb_map *map,
                  struct qlb_error *err);
 
+/* Forgets what was read of the top layer: for an image that another process
+ * writes. What lies below it does not change. */
+void qlb_disk_reader_forget(struct qlb_disk_reader *reader);
+
 /* Adds " (text)" to the message; returns -1. */
 int qlb_error_suffix(struct qlb_error *err, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));

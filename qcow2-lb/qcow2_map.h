@@ -27,6 +27,8 @@ enum qlb_disk_flags {
     QLB_DISK_NO_BACKING = 2, /* the top layer alone: what it does not hold is
                                 QLB_EXTENT_UNALLOCATED */
     QLB_DISK_RAW = 4,        /* the file itself is a raw image */
+    QLB_DISK_DIRECT = 8,     /* the image's own files (not those of backing
+                                images) are read past the page cache */
 };
 
 /* Opens the disk, its external data file and its backing chain. Relative

@@ -63,6 +63,22 @@ void qlb_disk_reader_free(struct qlb_disk_reader *reader)
     free(reader);
 }
 
+void qlb_disk_reader_forget(struct qlb_disk_reader *reader)
+{
+    struct qlb_layer_cache *cache = &reader->caches[0];
+
+    free(cache->l1.data);
+    cache->l1.data = NULL;
+    for (unsigned k = 0; cache->l2 != NULL && k < reader->l2_slots; k++) {
+        free(cache->l2[k].data);
+        cache->l2[k].data = NULL;
+    }
+    cache->last.end = cache->last.start;
+    if (reader->cluster_layer == 0) {
+        reader->cluster_layer = reader->disk->n_layers;
+    }
+}
+
 /* ---- compressed clusters ---- */
 
 /* Buffers for the largest cluster of the chain. Compressed data has at most

@@ -31,6 +31,7 @@ extern "C" {
 
 /* Disks and images. */
 #include "image.h"
+#include "live.h"
 #include "qcow2_header.h"
 #include "qcow2_map.h"
 #include "qcow2_writer.h"

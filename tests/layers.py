@@ -16,14 +16,14 @@ LAYERS = [
     (0, r"error|cleanup|bitrange|byteorder|checked|crc32c|uuid|version"),
     (1, r"blkio|outfile|digest|bitmap|pipeline"),
     (2, r"qcow2_\w+|lbz_\w+|cbw|orig|bitmap_ext"),
-    (3, r"image(_\w+)?|chain"),
+    (3, r"image(_\w+)?|chain|live"),
 ]
 
 # (who, must not include what, why)
 FORBIDDEN = [
-    (r"qcow2_\w+|image(_\w+)?", r"lbz_\w+|chain",
+    (r"qcow2_\w+|image(_\w+)?|live", r"lbz_\w+|chain",
      "only a tool joins images and archives"),
-    (r"lbz_\w+|chain", r"qcow2_\w+|image(_\w+)?",
+    (r"lbz_\w+|chain", r"qcow2_\w+|image(_\w+)?|live",
      "only a tool joins images and archives"),
     (r"qcow2_\w+|lbz_\w+|chain", r"bitmap_ext|cbw",
      "formats know nothing of checkpoints"),
