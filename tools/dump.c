@@ -25,7 +25,7 @@ struct dump_job {
 };
 
 struct dump {
-    const struct qlb_disk *disk;
+    const struct dump_source *source;
     uint64_t size;
     const struct dump_ranges *ranges;
     bool incremental;
@@ -33,12 +33,12 @@ struct dump {
     struct qlb_lbz_writer *writer;
 
     /* For `next`: [position, end) is what is left of the present range. */
-    struct qlb_disk_reader *scanner;
+    void *scanner;
     uint64_t position, end;
-    uint64_t taken, limit; /* bytes to be read: so far, and at most */
+    uint64_t taken; /* bytes to be read so far */
 
     /* For `work`, by thread. */
-    struct qlb_disk_reader **readers;
+    void **readers;
     struct qlb_lbz_encoder **encoders;
 
     struct dump_job *jobs;
@@ -60,6 +60,47 @@ static uint64_t block_ceiling(uint64_t offset)
 {
     return block_floor(offset + BLOCK - 1);
 }
+
+/* ---- a disk as the source ---- */
+
+/* The disk is not written through it. */
+static void *disk_reader_new(void *opaque, struct qlb_error *err)
+{
+    return qlb_disk_reader_new(opaque, err);
+}
+
+static void disk_reader_free(void *reader)
+{
+    qlb_disk_reader_free(reader);
+}
+
+static int disk_extent(void *reader, uint64_t offset, uint64_t length,
+                       enum qlb_extent_type *type, uint64_t *run,
+                       struct qlb_error *err)
+{
+    return qlb_disk_extent(reader, offset, length, type, run, err);
+}
+
+static int disk_read(void *reader, void *buf, uint64_t offset,
+                     uint64_t length, struct qlb_error *err)
+{
+    return qlb_disk_read(reader, buf, offset, length, err);
+}
+
+struct dump_source dump_source_disk(const struct qlb_disk *disk)
+{
+    return (struct dump_source) {
+        .size = qlb_disk_size(disk),
+        .limit = qlb_disk_content_limit(disk),
+        .reader_new = disk_reader_new,
+        .reader_free = disk_reader_free,
+        .extent = disk_extent,
+        .read = disk_read,
+        .opaque = (void *)disk,
+    };
+}
+
+/* ---- the jobs ---- */
 
 /* Moves on to the next range, in whole blocks: 1, 0 at the end, -1. */
 static int next_range(struct dump *dump, struct qlb_error *err)
@@ -94,8 +135,8 @@ static int zero_blocks(struct dump *dump, uint64_t *n, struct qlb_error *err)
         enum qlb_extent_type type;
         uint64_t run;
 
-        if (qlb_disk_extent(dump->scanner, at, limit - at, &type, &run,
-                            err) < 0) {
+        if (dump->source->extent(dump->scanner, at, limit - at, &type, &run,
+                                 err) < 0) {
             return -1;
         }
         if (type != QLB_EXTENT_ZERO) {
@@ -143,7 +184,7 @@ static int dump_next(void *opaque, void *arg, struct qlb_error *err)
     job->zero = false;
     job->n_blocks = (dump->position - job->offset) / BLOCK;
     dump->taken += job->n_blocks * BLOCK;
-    if (dump->taken > dump->limit) {
+    if (dump->taken > dump->source->limit) {
         return qlb_fail(err, QLB_E_DAMAGED, "the image maps more data than "
                         "its files can hold");
     }
@@ -161,8 +202,8 @@ static int read_blocks(struct dump *dump, struct dump_job *job,
         memset(job->blocks + inside, 0, length - inside);
         length = inside;
     }
-    return qlb_disk_read(dump->readers[thread], job->blocks, job->offset,
-                         length, err);
+    return dump->source->read(dump->readers[thread], job->blocks, job->offset,
+                              length, err);
 }
 
 /* Each run of blocks that are not zero becomes a frame. */
@@ -236,6 +277,10 @@ static int dump_done(void *opaque, void *arg, struct qlb_error *err)
         tool_rate_account(&dump->options.rate, job->n_blocks * BLOCK);
         tool_progress_update(&dump->progress, dump->bytes);
     }
+    if (dump->source->passed != NULL) {
+        return dump->source->passed(dump->source->opaque,
+                                    job->offset + job->n_blocks * BLOCK, err);
+    }
     return 0;
 }
 
@@ -249,7 +294,8 @@ static int prepare_threads(struct dump *dump, struct qlb_error *err)
         return qlb_fail_errno(err, ENOMEM, "starting the dump");
     }
     for (unsigned i = 0; i < threads; i++) {
-        dump->readers[i] = qlb_disk_reader_new(dump->disk, err);
+        dump->readers[i] = dump->source->reader_new(dump->source->opaque,
+                                                    err);
         if (dump->readers[i] == NULL) {
             return -1;
         }
@@ -287,7 +333,7 @@ static void release(struct dump *dump)
 {
     for (unsigned i = 0; i < dump->options.threads; i++) {
         if (dump->readers != NULL) {
-            qlb_disk_reader_free(dump->readers[i]);
+            dump->source->reader_free(dump->readers[i]);
         }
         if (dump->encoders != NULL) {
             qlb_lbz_encoder_free(dump->encoders[i]);
@@ -301,11 +347,12 @@ static void release(struct dump *dump)
     free(dump->readers);
     free(dump->encoders);
     free(dump->jobs);
-    qlb_disk_reader_free(dump->scanner);
+    dump->source->reader_free(dump->scanner);
 }
 
-int dump_run(const struct qlb_disk *disk, const struct dump_ranges *ranges,
-             bool incremental, const struct dump_options *options,
+int dump_run(const struct dump_source *source,
+             const struct dump_ranges *ranges, bool incremental,
+             const struct dump_options *options,
              struct qlb_lbz_writer *writer, struct qlb_error *err)
 {
     static const struct qlb_pipeline_ops ops = {
@@ -314,9 +361,8 @@ int dump_run(const struct qlb_disk *disk, const struct dump_ranges *ranges,
         .done = dump_done,
     };
     struct dump dump = {
-        .disk = disk,
-        .size = qlb_disk_size(disk),
-        .limit = qlb_disk_content_limit(disk),
+        .source = source,
+        .size = source->size,
         .ranges = ranges,
         .incremental = incremental,
         .options = *options,
@@ -324,7 +370,7 @@ int dump_run(const struct qlb_disk *disk, const struct dump_ranges *ranges,
     };
     int ret = -1;
 
-    dump.scanner = qlb_disk_reader_new(disk, err);
+    dump.scanner = source->reader_new(source->opaque, err);
     if (dump.scanner != NULL && prepare_threads(&dump, err) == 0 &&
         prepare_jobs(&dump, err) == 0) {
         tool_progress_begin(&dump.progress, "read", options->progress,
@@ -336,4 +382,95 @@ int dump_run(const struct qlb_disk *disk, const struct dump_ranges *ranges,
     }
     release(&dump);
     return ret;
+}
+
+/* ---- headers and summaries ---- */
+
+/* Checkpoints of the same label between the parent and this one; the clip is
+ * the smallest size in between, where the disk has grown since. */
+void dump_describe_increment(struct qlb_lbz_header *header,
+                             const struct qlb_ext *ext, unsigned since,
+                             unsigned until, uint64_t smallest)
+{
+    const struct qlb_checkpoint *parent = &ext->checkpoints[since];
+
+    if (smallest > header->virtual_size) {
+        smallest = header->virtual_size;
+    }
+    header->incremental = true;
+    header->parent = parent->uuid;
+    for (unsigned i = since + 1; i < until; i++) {
+        const struct qlb_checkpoint *c = &ext->checkpoints[i];
+
+        if (c->virtual_size < smallest) {
+            smallest = c->virtual_size;
+        }
+        if (strcmp(c->label, header->label) == 0) {
+            header->covered[header->n_covered++] = c->uuid;
+        }
+    }
+    if (smallest < header->virtual_size && smallest < parent->virtual_size) {
+        header->clip = smallest;
+    }
+}
+
+void dump_cut_range(uint64_t size, uint64_t parent_size, uint64_t offset,
+                    uint64_t *start, uint64_t *length)
+{
+    uint64_t last = block_floor(size);
+
+    *length = 0;
+    if (last < size && parent_size > size && offset < size) {
+        *start = offset > last ? offset : last;
+        *length = size - *start;
+    }
+}
+
+static void add_checkpoint_fields(const struct dump_result *result,
+                                  json_t *summary)
+{
+    const struct qlb_lbz_header *header = result->header;
+
+    json_object_set_new(summary, "uuid", tool_json_uuid(&header->uuid));
+    json_object_set_new(summary, "parent", tool_json_uuid(&header->parent));
+    json_object_set_new(summary, "image_uuid",
+                        tool_json_uuid(&header->image_uuid));
+    json_object_set_new(summary, "label", json_string(header->label));
+    json_object_set_new(summary, "time",
+                        json_integer((json_int_t)header->time));
+    json_object_set_new(summary, "checkpoint",
+                        json_boolean(result->checkpoint));
+    json_object_set_new(summary, "confirmed",
+                        json_boolean(result->confirmed));
+}
+
+json_t *dump_summary(const struct dump_result *result)
+{
+    const struct qlb_lbz_header *header = result->header;
+    const struct qlb_lbz_totals *totals = result->totals;
+    json_t *summary = json_object();
+
+    json_object_set_new(summary, "disk", json_string(result->disk));
+    json_object_set_new(summary, "archive",
+                        result->archive == NULL
+                            ? json_null() : json_string(result->archive));
+    json_object_set_new(summary, "kind",
+                        json_string(header->incremental ? "incremental"
+                                                        : "full"));
+    json_object_set_new(summary, "reason",
+                        result->reason[0] == '\0'
+                            ? json_null() : json_string(result->reason));
+    add_checkpoint_fields(result, summary);
+    json_object_set_new(summary, "virtual_size",
+                        json_integer((json_int_t)header->virtual_size));
+    json_object_set_new(summary, "data_bytes",
+        json_integer((json_int_t)(totals->data_blocks * QLB_LBZ_BLOCK)));
+    json_object_set_new(summary, "zero_bytes",
+        json_integer((json_int_t)(totals->zero_blocks * QLB_LBZ_BLOCK)));
+    json_object_set_new(summary, "archive_bytes",
+                        json_integer((json_int_t)totals->archive_size));
+    json_object_set_new(summary, "root_digest",
+        tool_json_hex(result->root, qlb_digest_size(header->digest)));
+    json_object_set_new(summary, "seconds", json_real(result->seconds));
+    return summary;
 }

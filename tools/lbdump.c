@@ -277,36 +277,6 @@ static void say_what_is_done(const struct lbdump *d)
 
 /* ---- the header ---- */
 
-/* Checkpoints of the same label between the parent and this one; the clip is
- * the smallest size in between, where the disk has grown since. */
-static void describe_increment(struct lbdump *d, const struct qlb_ext *ext)
-{
-    const struct qlb_checkpoint *parent = &ext->checkpoints[d->since_index];
-    uint64_t smallest = d->header.virtual_size;
-
-    /* A larger overlay reads as zeroes above its base. */
-    if (d->backing != NULL &&
-        qlb_disk_size(qlb_image_disk(d->backing)) < smallest) {
-        smallest = qlb_disk_size(qlb_image_disk(d->backing));
-    }
-    d->header.incremental = true;
-    d->header.parent = parent->uuid;
-    for (unsigned i = d->since_index + 1; i < ext->n_checkpoints; i++) {
-        const struct qlb_checkpoint *c = &ext->checkpoints[i];
-
-        if (c->virtual_size < smallest) {
-            smallest = c->virtual_size;
-        }
-        if (strcmp(c->label, d->label) == 0) {
-            d->covered[d->header.n_covered++] = c->uuid;
-        }
-    }
-    if (smallest < d->header.virtual_size &&
-        smallest < parent->virtual_size) {
-        d->header.clip = smallest;
-    }
-}
-
 static void make_header(struct lbdump *d)
 {
     const struct qlb_image *image = tracked_image(d);
@@ -324,7 +294,14 @@ static void make_header(struct lbdump *d)
     snprintf(h->label, sizeof(h->label), "%s", d->label);
     h->image_uuid = ext != NULL ? ext->image_uuid : tool_random_uuid();
     if (d->incremental) {
-        describe_increment(d, ext);
+        uint64_t smallest = UINT64_MAX;
+
+        /* A larger overlay reads as zeroes above its base. */
+        if (d->backing != NULL) {
+            smallest = qlb_disk_size(qlb_image_disk(d->backing));
+        }
+        dump_describe_increment(h, ext, d->since_index, ext->n_checkpoints,
+                                smallest);
     }
 }
 
@@ -398,30 +375,20 @@ static int changed(void *opaque, uint64_t offset, uint64_t *start,
     return 0;
 }
 
-/* Whether the parent holds content above this disk's end in its last block. */
-static bool cut_within_block(const struct lbdump *d)
-{
-    const struct qlb_ext *ext = qlb_image_ext(tracked_image(d));
-    uint64_t size = d->header.virtual_size;
-
-    return d->incremental && size % QLB_LBZ_BLOCK != 0 &&
-           ext->checkpoints[d->since_index].virtual_size > size;
-}
-
 /* The changed ranges and, at the end, the block the disk was cut in. */
 static int changed_and_cut(void *opaque, uint64_t offset, uint64_t *start,
                            uint64_t *length, struct qlb_error *err)
 {
     struct lbdump *d = opaque;
-    uint64_t size = d->header.virtual_size;
-    uint64_t last = size - size % QLB_LBZ_BLOCK;
+    const struct qlb_ext *ext = qlb_image_ext(tracked_image(d));
 
     if (changed(d, offset, start, length, err) < 0) {
         return -1;
     }
-    if (*length == 0 && cut_within_block(d) && offset < size) {
-        *start = offset > last ? offset : last;
-        *length = size - *start;
+    if (*length == 0) {
+        dump_cut_range(d->header.virtual_size,
+                       ext->checkpoints[d->since_index].virtual_size, offset,
+                       start, length);
     }
     return 0;
 }
@@ -548,6 +515,7 @@ static int open_output(struct lbdump *d, struct qlb_error *err)
 
 static int dump_disk(struct lbdump *d, struct qlb_error *err)
 {
+    struct dump_source source;
     struct dump_ranges ranges;
 
     if ((d->mode == MODE_OVERLAY ? open_overlay(d, err)
@@ -570,8 +538,9 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
         return -1;
     }
     d->writer = qlb_lbz_writer_new(d->out, &d->header, err);
+    source = dump_source_disk(d->disk);
     if (d->writer == NULL ||
-        dump_run(d->disk, &ranges, d->incremental, &d->dump, d->writer,
+        dump_run(&source, &ranges, d->incremental, &d->dump, d->writer,
                  err) < 0) {
         return -1;
     }
@@ -580,45 +549,21 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
 
 /* ---- the summary ---- */
 
-static void add_checkpoint_fields(const struct lbdump *d, json_t *summary)
-{
-    json_object_set_new(summary, "uuid", tool_json_uuid(&d->header.uuid));
-    json_object_set_new(summary, "parent", tool_json_uuid(&d->header.parent));
-    json_object_set_new(summary, "image_uuid",
-                        tool_json_uuid(&d->header.image_uuid));
-    json_object_set_new(summary, "label", json_string(d->label));
-    json_object_set_new(summary, "time",
-                        json_integer((json_int_t)d->header.time));
-    json_object_set_new(summary, "checkpoint", json_boolean(d->record));
-    json_object_set_new(summary, "confirmed", json_boolean(d->confirmed));
-}
-
 static int print_summary(const struct lbdump *d)
 {
-    json_t *summary = json_object();
+    struct dump_result result = {
+        .disk = d->path,
+        .archive = d->output,
+        .reason = d->reason,
+        .header = &d->header,
+        .checkpoint = d->record,
+        .confirmed = d->confirmed,
+        .totals = &d->totals,
+        .root = d->root,
+        .seconds = d->seconds,
+    };
 
-    json_object_set_new(summary, "disk", json_string(d->path));
-    json_object_set_new(summary, "archive",
-                        d->output == NULL ? json_null()
-                                          : json_string(d->output));
-    json_object_set_new(summary, "kind",
-                        json_string(d->incremental ? "incremental" : "full"));
-    json_object_set_new(summary, "reason",
-                        d->reason[0] == '\0' ? json_null()
-                                             : json_string(d->reason));
-    add_checkpoint_fields(d, summary);
-    json_object_set_new(summary, "virtual_size",
-                        json_integer((json_int_t)d->header.virtual_size));
-    json_object_set_new(summary, "data_bytes",
-        json_integer((json_int_t)(d->totals.data_blocks * QLB_LBZ_BLOCK)));
-    json_object_set_new(summary, "zero_bytes",
-        json_integer((json_int_t)(d->totals.zero_blocks * QLB_LBZ_BLOCK)));
-    json_object_set_new(summary, "archive_bytes",
-                        json_integer((json_int_t)d->totals.archive_size));
-    json_object_set_new(summary, "root_digest",
-        tool_json_hex(d->root, qlb_digest_size(d->header.digest)));
-    json_object_set_new(summary, "seconds", json_real(d->seconds));
-    return tool_print_json(summary, d->output == NULL);
+    return tool_print_json(dump_summary(&result), d->output == NULL);
 }
 
 static void note_unconfirmed(const struct lbdump *d)
