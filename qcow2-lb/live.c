@@ -3,8 +3,8 @@
  * A stretch is read in the order that live-backup.md demands: the image's L1
  * entries, its L2 entries and data; then the orig's entries of the same range
  * and their data, which win; then the L1 entries once more, and all of it anew
- * if one has changed.  QEMU publishes a unit in the orig before it changes it in
- * the image, so whatever of a change was seen, the orig has the unit.
+ * if one has changed.  QEMU publishes a unit in the orig before it changes it
+ * in the image, so whatever of a change was seen, the orig has the unit.
  *
  * The orig is looked at cluster by cluster, also where a unit is several: the
  * entries of one unit may appear one after the other, but the image is changed
@@ -518,9 +518,9 @@ static int take_originals(const struct stretch *s, uint64_t offset,
 }
 
 /* An error of the image counts only where the orig has nothing: else the image
- * was changed there just now. Extents of a part that can't be told are data: who
- * reads it sees the error, and nobody may want it (what has not changed since
- * the parent is not protected). */
+ * was changed there just now. Extents of a part that can't be told are data:
+ * who reads it sees the error, and nobody may want it (what has not changed
+ * since the parent is not protected). */
 static int take_parts(const struct stretch *s, struct qlb_error *err)
 {
     uint64_t step = UINT64_C(1) << s->reader->live->orig.cluster_bits;

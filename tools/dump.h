@@ -50,8 +50,8 @@ struct dump_options {
 /* The fields of the header that an incremental has besides: `since` is the
  * index of the parent, `until` that of the checkpoint of this dump (or how many
  * there are, where it has none yet). covered is the caller's, with room for
- * QLB_MAX_CHECKPOINTS; label and virtual_size are set. smallest: a size that the
- * disk had in between, besides those of the checkpoints. */
+ * QLB_MAX_CHECKPOINTS; label and virtual_size are set. smallest: a size that
+ * the disk had in between, besides those of the checkpoints. */
 void dump_describe_increment(struct qlb_lbz_header *header,
                              const struct qlb_ext *ext, unsigned since,
                              unsigned until, uint64_t smallest);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "dump.h"
+#include "livedump.h"
 #include "tool.h"
 
 enum mode { MODE_FULL, MODE_INCREMENTAL, MODE_SINCE, MODE_AUTO, MODE_OVERLAY };
@@ -23,7 +24,8 @@ enum mode { MODE_FULL, MODE_INCREMENTAL, MODE_SINCE, MODE_AUTO, MODE_OVERLAY };
 enum {
     OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
     OPT_CHAIN, OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS,
-    OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON,
+    OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON, OPT_QMP,
+    OPT_DISK,
 };
 
 static const struct tool_option options[] = {
@@ -33,6 +35,10 @@ static const struct tool_option options[] = {
     { "auto", OPT_AUTO, NULL, "incremental where there is trust, else full" },
     { "overlay", OPT_OVERLAY, NULL,
       "dump what the top overlay holds, on its backing image's checkpoint" },
+    { "qmp", OPT_QMP, "SOCKET",
+      "dump disks of the running QEMU whose monitor is there" },
+    { "disk", OPT_DISK, "NAME",
+      "with --qmp: that disk (default: all with livebackup on)" },
     { "chain", OPT_CHAIN, "NAME", "label of the chain (default: main)" },
     { "copy", OPT_COPY, NULL, "leave the image untouched: no checkpoint" },
     { "trust-pipe", OPT_TRUST_PIPE, NULL,
@@ -53,9 +59,13 @@ static const struct tool_option options[] = {
 static const struct tool tool = {
     .name = "lbdump",
     .synopsis = "[OPTION]... DISK > ARCHIVE\n"
-                "       lbdump [OPTION]... -o ARCHIVE DISK",
+                "       lbdump [OPTION]... -o ARCHIVE DISK\n"
+                "       lbdump [OPTION]... --qmp=SOCKET [--disk=NAME]... "
+                "[-o ARCHIVE]...",
     .summary = "Dumps the qcow2 image DISK into an archive: in full, or with "
-               "--incremental\nwhat has changed since the last one.",
+               "--incremental\nwhat has changed since the last one. With "
+               "--qmp, dumps disks of a running QEMU,\nall as they are at one "
+               "point in time.",
     .options = options,
 };
 
@@ -68,6 +78,7 @@ struct lbdump {
     struct qlb_uuid since;
     bool copy, trust_pipe, force, quiet, json;
     struct dump_options dump;
+    struct livedump_options live; /* where it has a socket */
 
     /* found and decided */
     struct qlb_image *image;    /* NULL with --overlay */
@@ -613,6 +624,27 @@ static enum qlb_digest_type parse_digest(const char *name)
     tool_usage("--digest: '%s' is neither xxh3 nor sha256", name);
 }
 
+static const char *parse_label(const char *label)
+{
+    if (!qlb_label_valid(label)) {
+        tool_usage("--chain: '%s' is no label: 1 to %u of the characters "
+                   "A-Z a-z 0-9 . _ -", label, QLB_LABEL_MAX);
+    }
+    return label;
+}
+
+/* Adds optarg to a list. */
+static const char **add_name(const char **names, unsigned *n)
+{
+    names = realloc(names, (*n + 1) * sizeof(*names));
+    if (names == NULL) {
+        tool_message("%s", strerror(ENOMEM));
+        exit(QLB_E_RUNTIME);
+    }
+    names[(*n)++] = optarg;
+    return names;
+}
+
 static void parse_option(struct lbdump *d, int option)
 {
     switch (option) {
@@ -630,11 +662,7 @@ static void parse_option(struct lbdump *d, int option)
         set_mode(d, MODE_OVERLAY);
         break;
     case OPT_CHAIN:
-        if (!qlb_label_valid(optarg)) {
-            tool_usage("--chain: '%s' is no label: 1 to %u of the characters "
-                       "A-Z a-z 0-9 . _ -", optarg, QLB_LABEL_MAX);
-        }
-        d->label = optarg;
+        d->label = parse_label(optarg);
         break;
     case OPT_COPY:
         d->copy = true;
@@ -644,6 +672,13 @@ static void parse_option(struct lbdump *d, int option)
         break;
     case 'o':
         d->output = optarg;
+        d->live.outputs = add_name(d->live.outputs, &d->live.n_outputs);
+        break;
+    case OPT_QMP:
+        d->live.socket = optarg;
+        break;
+    case OPT_DISK:
+        d->live.disks = add_name(d->live.disks, &d->live.n_disks);
         break;
     case OPT_FORCE:
         d->force = true;
@@ -673,6 +708,40 @@ static void parse_option(struct lbdump *d, int option)
     }
 }
 
+/* What is wrong whichever disks there are. */
+static void check_live_options(const struct lbdump *d, int operands)
+{
+    const struct livedump_options *live = &d->live;
+    unsigned folders = 0;
+
+    for (unsigned i = 0; i < live->n_outputs; i++) {
+        folders += livedump_is_folder(live->outputs[i]);
+    }
+    if (operands > 0) {
+        tool_usage("--qmp finds the disks itself, or by --disk; DISK is not "
+                   "wanted");
+    }
+    if (d->copy || d->mode == MODE_OVERLAY) {
+        tool_usage("--qmp excludes %s", d->copy ? "--copy" : "--overlay");
+    }
+    if (folders > 0 && live->n_outputs > 1) {
+        tool_usage("-o FOLDER/ is for all disks; no other -o is wanted");
+    }
+    if (live->n_outputs > 1 && live->n_disks == 0) {
+        tool_usage("several times -o want as many times --disk; or use -o "
+                   "FOLDER/");
+    }
+    if (live->n_disks > 0 && live->n_outputs > 0 && folders == 0 &&
+        live->n_outputs != live->n_disks) {
+        tool_usage("%u times --disk, but %u times -o; or use -o FOLDER/",
+                   live->n_disks, live->n_outputs);
+    }
+    if (live->n_disks > 1 && live->n_outputs == 0) {
+        tool_usage("several disks don't go to standard output; use -o "
+                   "FOLDER/");
+    }
+}
+
 static void parse_options(struct lbdump *d, int argc, char **argv)
 {
     int option;
@@ -680,7 +749,11 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(d, option);
     }
-    if (argc - optind != 1) {
+    if (d->live.socket != NULL) {
+        check_live_options(d, argc - optind);
+    } else if (d->live.n_disks > 0) {
+        tool_usage("--disk names a disk of a running QEMU; it wants --qmp");
+    } else if (argc - optind != 1) {
         tool_usage("one DISK is wanted, %d given", argc - optind);
     }
     d->path = argv[optind];
@@ -705,6 +778,31 @@ static bool names_output(const struct lbdump *d, const struct qlb_error *err)
            err->message[len] == ':';
 }
 
+static int dump_live(struct lbdump *d)
+{
+    static const enum livedump_mode modes[] = {
+        [MODE_FULL] = LIVEDUMP_FULL,
+        [MODE_INCREMENTAL] = LIVEDUMP_INCREMENTAL,
+        [MODE_SINCE] = LIVEDUMP_SINCE,
+        [MODE_AUTO] = LIVEDUMP_AUTO,
+    };
+    struct livedump_options *live = &d->live;
+    int status;
+
+    live->mode = modes[d->mode];
+    live->since = d->since;
+    live->label = d->label;
+    live->trust_pipe = d->trust_pipe;
+    live->force = d->force;
+    live->quiet = d->quiet;
+    live->json = d->json;
+    live->dump = d->dump;
+    status = livedump(live);
+    free(live->disks);
+    free(live->outputs);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     struct lbdump d = {
@@ -721,6 +819,9 @@ int main(int argc, char **argv)
 
     tool_begin("lbdump");
     parse_options(&d, argc, argv);
+    if (d.live.socket != NULL) {
+        return dump_live(&d);
+    }
     if (dump_disk(&d, &err) < 0) {
         status = tool_fail(names_output(&d, &err) ? NULL : d.path, &err);
         tool_discard_stdout(d.output == NULL ? d.out : NULL);
@@ -732,5 +833,6 @@ int main(int argc, char **argv)
         }
     }
     release(&d);
+    free(d.live.outputs);
     return status;
 }

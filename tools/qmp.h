@@ -1,0 +1,33 @@
+/* A client of QEMU's monitor (QMP) on a Unix socket.
+ *
+ * One command at a time; events are skipped. Not thread-safe.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef QMP_H
+#define QMP_H
+
+#include "tool.h"
+
+struct qmp;
+
+/* Connects, takes the greeting, and leaves the negotiation. NULL on failure.
+ * Errors of all functions begin with the path. */
+struct qmp *qmp_connect(const char *path, struct qlb_error *err);
+void qmp_close(struct qmp *qmp); /* NULL is allowed */
+
+/* Whether waiting for an answer ends, as an error, where tool_stop is set. The
+ * answer that comes later is skipped. At first it does. */
+void qmp_set_interruptible(struct qmp *qmp, bool interruptible);
+
+/* Sends a command with its arguments (NULL: none), which are released. Returns
+ * what QEMU returns, for the caller to release, or NULL: what QEMU refuses is
+ * QLB_E_UNTRUSTED where it names a keyword of trust.md, else QLB_E_RUNTIME. */
+json_t *qmp_call(struct qmp *qmp, const char *command, json_t *arguments,
+                 struct qlb_error *err);
+
+/* Whether the last command was answered, be it with an error: the connection
+ * is in order. */
+bool qmp_was_answered(const struct qmp *qmp);
+
+#endif
