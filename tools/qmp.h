@@ -21,8 +21,8 @@ void qmp_close(struct qmp *qmp); /* NULL is allowed */
 void qmp_set_interruptible(struct qmp *qmp, bool interruptible);
 
 /* Sends a command with its arguments (NULL: none), which are released. Returns
- * what QEMU returns, for the caller to release, or NULL: what QEMU refuses is
- * QLB_E_UNTRUSTED where it names a keyword of trust.md, else QLB_E_RUNTIME. */
+ * what QEMU returns, for the caller to release, or NULL: what QEMU refuses for
+ * lack of trust is QLB_E_UNTRUSTED, all else QLB_E_RUNTIME. */
 json_t *qmp_call(struct qmp *qmp, const char *command, json_t *arguments,
                  struct qlb_error *err);
 

@@ -124,14 +124,13 @@ class Disk:
             return None
         if mode == "since":
             if since not in [r["uuid"] for r in live.records]:
-                raise Refused(f"{self.name}: the image has no checkpoint "
-                              f"{since}")
+                raise Refused(f"Node '{self.name}' has no such checkpoint")
             return since
         found = [r["uuid"] for r in live.records if r["flags"] & 1
                  and r["label"].rstrip(b"\0").decode() == label]
         if not found:
-            raise Refused(f"{self.name}: chain '{label}' has no confirmed "
-                          "checkpoint (no-checkpoint)")
+            raise Refused(f"Node '{self.name}' has no confirmed checkpoint of "
+                          "this label")
         return found[-1]
 
     def begin(self, mode, since, label, set_uuid, now):

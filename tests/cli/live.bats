@@ -300,7 +300,7 @@ whole_found=(qmp_capabilities query-named-block-nodes livebackup-begin
     some_disk disk.qcow2
     fake --writes 20 disk=disk.qcow2
     run_expect 0 lbdump --qmp=qmp --auto -o 1.lbz
-    expect_stderr "lbdump: disk: full: qmp: livebackup-begin: disk: chain 'main' has no confirmed checkpoint (no-checkpoint)"
+    expect_stderr "lbdump: disk: full: qmp: livebackup-begin: Node 'disk' has no confirmed checkpoint of this label"
     expect_at_T disk.qcow2 1.lbz
     expect_commands qmp_capabilities query-named-block-nodes \
         livebackup-begin livebackup-begin livebackup-end gone
@@ -310,10 +310,20 @@ whole_found=(qmp_capabilities query-named-block-nodes livebackup-begin
     some_disk disk.qcow2
     fake disk=disk.qcow2
     run_expect 3 lbdump --qmp=qmp --incremental -o 1.lbz
-    expect_stderr "lbdump: qmp: livebackup-begin: disk: chain 'main' has no confirmed checkpoint (no-checkpoint); make a full dump, or use --auto"
+    expect_stderr "lbdump: qmp: livebackup-begin: Node 'disk' has no confirmed checkpoint of this label; make a full dump, or use --auto"
     expect_absent 1.lbz
     expect_commands qmp_capabilities query-named-block-nodes \
         livebackup-begin gone
+}
+
+@test "what QEMU says of a lack of trust is status 3" {
+    some_disk disk.qcow2
+    for text in "can't be backed up incrementally: there is no checkpoint to go on from" \
+            'has no such checkpoint' 'livebackup is off'; do
+        fake --refuse "livebackup-begin=Node 'disk' $text" disk=disk.qcow2
+        run_expect 3 lbdump --qmp=qmp --incremental -o 1.lbz
+        expect_stderr "lbdump: qmp: livebackup-begin: Node 'disk' $text; make a full dump, or use --auto"
+    done
 }
 
 @test "--since goes on from any checkpoint" {

@@ -1,0 +1,140 @@
+# lbdump --qmp on the patched QEMU, with a guest that writes meanwhile.
+#
+# Copyright (C) 2026 The qcow2 livebackup authors
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+load qemu
+load ../cli/backup
+
+teardown() {
+    if [ -s qsd.pid ]; then
+        kill -KILL "$(<qsd.pid)" 2>/dev/null || true
+    fi
+}
+
+# serve NAME[,PROPERTY]...: a storage daemon has NAME.qcow2 open for writing,
+# and exports it as NAME.
+serve() {
+    local arguments=() disk name
+    for disk; do
+        name=${disk%%,*}
+        arguments+=(
+            --blockdev "driver=qcow2,node-name=$disk,file.driver=file,file.filename=$name.qcow2"
+            --export "type=nbd,id=e-$name,node-name=$name,name=$name,writable=on")
+    done
+    "$QLB_QEMU/qemu-storage-daemon" --daemonize --pidfile qsd.pid \
+        --chardev socket,id=m,path=qmp,server=on,wait=off --monitor chardev=m \
+        --nbd-server addr.type=unix,addr.path=nbd "${arguments[@]}" 3>&- 4>&-
+}
+
+# guest NAME COMMAND...: of qemu-io.
+guest() {
+    local name=$1 arguments=()
+    shift
+    for command; do
+        arguments+=(-c "$command")
+    done
+    qemu-io -f raw "${arguments[@]}" "nbd+unix:///$name?socket=nbd" >/dev/null
+}
+
+# keep NAME: what the guest reads now, in NAME.raw.
+keep() {
+    qemu-img convert -f raw -O raw "nbd+unix:///$1?socket=nbd" "$1.raw"
+}
+
+expect_kept() {
+    local name=$1
+    shift
+    good_archives "$@"
+    run_expect 0 lbrestore --quiet --force -o restored.raw "$@"
+    cmp restored.raw "$name.raw"
+}
+
+make_disks() {
+    head -c 40M /dev/urandom >noise
+    for name in a b; do
+        "$QLB_QEMU/qemu-img" create -q -f qcow2 -o livebackup=on $name.qcow2 96M
+        "$QLB_QEMU/qemu-io" -f qcow2 -c 'write -s noise 0 40M' \
+            -c 'write -P 3 60M 2M' $name.qcow2 >/dev/null
+    done
+}
+
+# Starts when the backup has begun.
+write_meanwhile() {
+    while [ ! -e "$1.orig.qcow2" ]; do
+        sleep 0.02
+    done
+    for i in 1 2 3 4 5 6; do
+        guest "$1" "write -P $i $((i * 5))M 3M" "write -z $((i * 4))M 1M" \
+            "discard ${i}M 128k" "write -P 7 $((60 + i))M 200k"
+    done
+}
+
+@test "full and incremental dumps while the guest writes" {
+    make_disks
+    serve a b,cache.direct=on,file.cache.direct=on
+    keep a
+    keep b
+    mkdir full
+    write_meanwhile b &
+    run_expect 0 lbdump --qmp=qmp --rate-limit=30M -o full/
+    expect_stderr ''
+    wait
+    expect_kept a full/a.lbz
+    expect_kept b full/b.lbz
+    guest b 'write -P 9 70M 1M'
+    keep b
+    write_meanwhile b &
+    run_expect 0 lbdump --qmp=qmp --disk=b --incremental --rate-limit=10M \
+        -o 1.lbz
+    wait
+    expect_kept b full/b.lbz 1.lbz
+    [ ! -e b.orig.qcow2 ]
+    guest b 'write -P 10 1M 64k'
+    keep b
+    run_expect 0 lbdump --qmp=qmp --disk=b --auto -o 2.lbz
+    expect_stderr 'lbdump: b: incremental: the tracked changes are trusted'
+    expect_kept b full/b.lbz 1.lbz 2.lbz
+    [ "$(header_of 2.lbz .parent_uuid)" = "$(uuid_of 1.lbz)" ]
+}
+
+@test "an interrupted dump costs nothing but a checkpoint" {
+    make_disks
+    serve a
+    run_expect 3 lbdump --qmp=qmp --incremental -o 0.lbz
+    run_expect 0 lbdump --qmp=qmp -o 0.lbz
+    # in the background timeout signals twice, and the second one kills
+    run_expect 1 timeout --foreground --preserve-status 1 \
+        lbdump --qmp=qmp --rate-limit=5M -o lost.lbz
+    expect_stderr "lbdump: $PWD/a.qcow2: interrupted"
+    expect_absent lost.lbz
+    [ ! -e a.orig.qcow2 ]
+    guest a 'write -P 9 70M 1M'
+    keep a
+    run_expect 0 bash -c 'lbdump --qmp=qmp --incremental | cat >1.lbz'
+    expect_stderr_has 'its checkpoint is not confirmed'
+    expect_kept a 0.lbz 1.lbz
+    [ "$(header_of 1.lbz '.covered | length')" = 1 ]
+    pid=$(<qsd.pid)
+    kill "$pid"
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 0.02
+    done
+    read -r root uuid < <(lbz root 1.lbz)
+    run_expect 0 lbctl confirm a.qcow2 "$uuid" "$root"
+    [ "$(status_of a.qcow2 '[.checkpoints[].confirmed] | join(" ")')" = \
+        'true false true' ]
+    qemu_check a.qcow2
+}
+
+@test "QEMU is killed while its disk is dumped" {
+    make_disks
+    serve a
+    run_expect 1 bash -c 'lbdump --qmp=qmp --rate-limit=5M -o lost.lbz & pid=$!
+        while [ ! -e a.orig.qcow2 ]; do sleep 0.02; done
+        sleep 0.5
+        kill -KILL "$(<qsd.pid)"
+        wait $pid'
+    expect_stderr 'lbdump: qmp: QEMU has closed the connection'
+    expect_absent lost.lbz
+}
