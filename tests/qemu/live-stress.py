@@ -929,6 +929,8 @@ class Stress:
             return {"mode": "full"}
         if self.args.disks == 1 and self.random.random() < 0.3:
             known = [record["uuid"] for record in live_of(name_of(0)).records]
+            if len(known) == lbext.MAX_CHECKPOINTS:
+                known = known[2:]       # one of them makes room
             since = [uuid for uuid in known if uuid in self.points[0]]
             if since:
                 return {"mode": "since", "since": self.random.choice(since)}
