@@ -115,7 +115,8 @@ class Daemon:
         except OSError as error:
             raise Dead() from error
         answer = self.line()
-        while "event" in answer:
+        # A monitor that is connected to as it starts may greet twice.
+        while "event" in answer or "QMP" in answer:
             answer = self.line()
         if "error" in answer:
             raise Refused(answer["error"]["desc"])
