@@ -34,11 +34,15 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
   -n N         runs of each contender (default: 5)
   --only ROW   only that row; may be repeated. Rows: dump size restore verify
-               merge incremental memory tracking
+               merge incremental memory tracking; and live, which is left out
+               unless asked for
   --small      a tenth of the size, to try things out
   --dir DIR    keep disks and archives there (default: build/bench; 30 GiB)
   --out DIR    let the contenders write there (default: out in that directory)
   --markdown   print the table for docs/benchmark.md
+
+live (with fio as the guest) prints a table of its own: what a backup costs a guest
+that writes, ours and those of a stock QEMU.
 
 tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
 source and configuration in $QLB_STOCK_BUILD (default: stage/bin and
@@ -92,7 +96,7 @@ parse_options() {
     fi
     local row
     for row in "${rows[@]}"; do
-        case " ${all_rows[*]} " in
+        case " ${all_rows[*]} live " in
             *" $row "*) ;;
             *) die "no row is called '$row'" ;;
         esac
@@ -132,9 +136,12 @@ check_tools() {
             qemu-nbd nbdcopy zstd mke2fs python3 /usr/bin/time; do
         command -v "$tool" >/dev/null || die "$tool is not installed"
     done
-    if [[ " ${rows[*]} " = *' tracking '* ]]; then
+    if [[ " ${rows[*]} " = *' tracking '* || " ${rows[*]} " = *' live '* ]]; then
         tool=$(missing_qemu)
         [ -z "$tool" ] || die "there is no $tool; see --help"
+    fi
+    if [[ " ${rows[*]} " = *' live '* ]]; then
+        command -v fio >/dev/null || die "fio is not installed"
     fi
 }
 
@@ -452,6 +459,17 @@ row_tracking() {
     python3 "$here/tracking.py" -n "$runs" "${option[@]}" \
         --stock "$stock_qemu" --patched "$qemu" --load "$top/nbdload" \
         --dir "$out" >>"$results"
+}
+
+row_live() {
+    local option=()
+    if [ "$small" -eq 1 ]; then
+        option=(--small)
+    fi
+    need_disk
+    clear_out
+    python3 "$here/live.py" "${option[@]}" --stock "$stock_qemu" \
+        --patched "$qemu" --disk "$data/disk.qcow2" --dir "$out"
 }
 
 about() {

@@ -1,0 +1,313 @@
+#!/usr/bin/python3
+"""Measure what a backup costs a guest that writes.
+
+live.py --patched DIR --stock DIR --dir DIR --disk IMAGE [--seconds N]
+        [--small] [--markdown] [--only WAY]
+
+The guest is fio's nbd engine: 4 KiB random writes over a range that holds data,
+through qemu-storage-daemon with direct I/O.  It runs twice: 16 writes under way
+with all it has ("busy"), and 1,000 writes a second ("paced").  Each way of
+backup is measured against the same guest just before it.  The ways:
+
+    ours          livebackup, full, lbdump --qmp (level 1, two threads)
+    ours, 10 %    the same, incremental: a tenth of the disk has changed
+    blockdev      stock QEMU, blockdev-backup sync=full to qcow2
+    compressed    the same, zstd
+
+Each starts from a fresh copy of the disk.  Prints a table.
+
+Copyright (C) 2026 The qcow2 livebackup authors
+SPDX-License-Identifier: GPL-2.0-or-later
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+GUESTS = {
+    "busy": ["--iodepth=16"],
+    "paced": ["--iodepth=16", "--rate_iops=1000", "--rate_process=poisson"],
+}
+
+
+def run(*command, **options):
+    """A command that must succeed."""
+    return subprocess.run([str(word) for word in command], check=True,
+                          stdout=subprocess.DEVNULL, **options)
+
+
+def forget(image):
+    """Out of the page cache."""
+    with open(image, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Daemon:
+    """qemu-storage-daemon with one disk."""
+
+    def __init__(self, programs, image, runtime):
+        self.qmp_path = runtime / "qmp"
+        self.nbd_path = runtime / "nbd"
+        for path in (self.qmp_path, self.nbd_path):
+            path.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [programs / "qemu-storage-daemon",
+             "--blockdev", f"file,node-name=file,filename={image},"
+                           "cache.direct=on,aio=io_uring",
+             "--blockdev", "qcow2,node-name=disk,file=file,cache.direct=on,"
+                           "discard=unmap",
+             "--nbd-server", f"addr.type=unix,addr.path={self.nbd_path}",
+             "--export", "nbd,id=disk,node-name=disk,writable=on",
+             "--chardev", f"socket,id=qmp,path={self.qmp_path},server=on,"
+                          "wait=off",
+             # A second one for the client of the backup
+             "--chardev", f"socket,id=qmp2,path={self.qmp_path}2,server=on,"
+                          "wait=off",
+             "--monitor", "qmp", "--monitor", "qmp2"],
+            stdin=subprocess.DEVNULL)
+        for _ in range(1000):
+            try:
+                client = socket.socket(socket.AF_UNIX)
+                client.connect(str(self.qmp_path))
+                break
+            except OSError:
+                time.sleep(0.01)
+        self.stream = client.makefile("rw")
+        self.stream.readline()
+        self.qmp("qmp_capabilities")
+
+    def qmp(self, command, **arguments):
+        arguments = {key.replace("_", "-"): value
+                     for key, value in arguments.items()}
+        self.stream.write(json.dumps({"execute": command,
+                                      "arguments": arguments}) + "\n")
+        self.stream.flush()
+        while True:
+            answer = json.loads(self.stream.readline())
+            if "error" in answer:
+                sys.exit(f"live.py: {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def wait_for(self, event):
+        """Of a job, that has ended well."""
+        while True:
+            answer = json.loads(self.stream.readline())
+            if answer.get("event") == event:
+                if "error" in answer["data"]:
+                    sys.exit(f"live.py: {answer['data']['error']}")
+                return
+
+    def written(self):
+        """Bytes that it has caused to be written."""
+        text = pathlib.Path(f"/proc/{self.process.pid}/io").read_text()
+        return int(text.split("write_bytes: ")[1].split()[0])
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Guest:
+    """fio, from now until it is stopped."""
+
+    def __init__(self, daemon, kind, runtime, size):
+        self.log = runtime / "rate"
+        for path in runtime.glob("rate*"):
+            path.unlink()
+        self.process = subprocess.Popen(
+            ["fio", "--name=guest", "--ioengine=nbd",
+             f"--uri=nbd+unix:///disk?socket={daemon.nbd_path}",
+             "--rw=randwrite", "--bs=4k", f"--size={size}", "--norandommap",
+             "--time_based", "--runtime=3600", "--output-format=json",
+             f"--write_iops_log={self.log}", "--log_avg_msec=1000",
+             *GUESTS[kind]],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self):
+        """Its figures."""
+        self.process.send_signal(signal.SIGINT)
+        text = self.process.communicate()[0]
+        write = json.loads(text[text.index("{"):])["jobs"][0]["write"]
+        rates = [int(line.split(",")[1])
+                 for line in open(f"{self.log}_iops.1.log", encoding="ascii")]
+        percentile = write["clat_ns"]["percentile"]
+        return {"rate": write["iops"],
+                "slowest": min(rates[1:-1] or rates),
+                "p50": percentile["50.000000"] / 1e6,
+                "p99": percentile["99.000000"] / 1e6,
+                "p99.9": percentile["99.900000"] / 1e6,
+                "max": write["clat_ns"]["max"] / 1e6}
+
+
+class Ours:
+    """lbdump beside the patched QEMU."""
+
+    stock = False
+
+    def __init__(self, *options):
+        self.options = options
+
+    def prepare(self, bench, image):
+        bench.img("amend", "-f", "qcow2", "-o", "livebackup=on", image)
+        if self.options:
+            run("lbdump", "-q", "--force", "-o", bench.dir / "parent.lbz", image)
+            tenth = bench.size // 10
+            bench.io(image, *[f"write -P 99 {start} {min(1 << 30, tenth)}"
+                              for start in range(0, tenth, 1 << 30)])
+
+    def backup(self, daemon, target):
+        run("lbdump", "-q", f"--qmp={daemon.qmp_path}2", "--disk=disk",
+            "--threads=2", *self.options, "-o", f"{target}.lbz")
+
+
+class Blockdev:
+    """QEMU's own job."""
+
+    stock = True
+
+    def __init__(self, compress):
+        self.compress = compress
+
+    def prepare(self, bench, image):
+        """Nothing: the stock QEMU needs no more than the disk."""
+
+    def backup(self, daemon, target):
+        size = os.stat(target).st_size if os.path.exists(target) else 0
+        daemon.qmp("blockdev-create", job_id="c0", options={
+            "driver": "file", "filename": str(target), "size": size})
+        time.sleep(0.3)
+        daemon.qmp("job-dismiss", id="c0")
+        daemon.qmp("blockdev-add", driver="file", filename=str(target),
+                   node_name="target-file")
+        options = {"driver": "qcow2", "file": "target-file",
+                   "size": self.size(daemon)}
+        if self.compress:
+            options["compression-type"] = "zstd"
+        daemon.qmp("blockdev-create", job_id="c1", options=options)
+        time.sleep(0.3)
+        daemon.qmp("job-dismiss", id="c1")
+        daemon.qmp("blockdev-add", driver="qcow2", file="target-file",
+                   node_name="target")
+        daemon.qmp("blockdev-backup", job_id="b", device="disk",
+                   target="target", sync="full", compress=self.compress)
+        daemon.wait_for("BLOCK_JOB_COMPLETED")
+        os.sync()
+
+    @staticmethod
+    def size(daemon):
+        nodes = daemon.qmp("query-named-block-nodes", flat=True)
+        return next(node["image"]["virtual-size"] for node in nodes
+                    if node["node-name"] == "disk")
+
+
+WAYS = {
+    "ours": Ours(),
+    "ours, 10 %": Ours("--incremental"),
+    "blockdev": Blockdev(False),
+    "compressed": Blockdev(True),
+}
+
+
+class Bench:
+    def __init__(self, options, runtime):
+        self.options = options
+        self.runtime = runtime
+        self.dir = options.dir
+        self.size = (400 if options.small else 4096) << 20
+
+    def img(self, *words):
+        run(self.options.patched / "qemu-img", *words)
+
+    def io(self, image, *commands):
+        words = [word for command in commands for word in ("-c", command)]
+        run(self.options.patched / "qemu-io", "-t", "none", "-f", "qcow2",
+            *words, image)
+
+    def measure(self, name, kind):
+        """One way, one guest: figures before and during."""
+        way = WAYS[name]
+        image = self.dir / "live.qcow2"
+        target = self.dir / "backup.qcow2"
+        for path in (image, target, pathlib.Path(f"{target}.lbz")):
+            path.unlink(missing_ok=True)
+        shutil.copyfile(self.options.disk, image)
+        way.prepare(self, image)
+        forget(image)
+        programs = self.options.stock if way.stock else self.options.patched
+        daemon = Daemon(programs, image, self.runtime)
+        try:
+            return self.before_and_during(way, kind, daemon, target)
+        finally:
+            daemon.close()
+
+    def before_and_during(self, way, kind, daemon, target):
+        with Guest(daemon, kind, self.runtime, self.size) as guest:
+            time.sleep(self.options.seconds)
+            before = guest.stop()
+        written = daemon.written()
+        with Guest(daemon, kind, self.runtime, self.size) as guest:
+            time.sleep(0.5)
+            start = time.monotonic()
+            way.backup(daemon, target)
+            seconds = time.monotonic() - start
+            during = guest.stop()
+        during["seconds"] = seconds
+        during["written"] = (daemon.written() - written) >> 20
+        return before, during
+
+
+HEAD = ["way", "guest", "writes/s before", "during", "ratio", "slowest second",
+        "p50 ms", "p99 ms", "p99.9 ms", "longest ms", "time s",
+        "MiB written by QEMU"]
+
+
+def line_of(name, kind, before, during):
+    return [name, kind, f"{before['rate']:.0f}", f"{during['rate']:.0f}",
+            f"{during['rate'] / before['rate']:.2f}", f"{during['slowest']}",
+            f"{during['p50']:.2f}", f"{during['p99']:.1f}",
+            f"{during['p99.9']:.1f}", f"{during['max']:.0f}",
+            f"{during['seconds']:.1f}", f"{during['written']}"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--patched", type=pathlib.Path, required=True)
+    parser.add_argument("--stock", type=pathlib.Path, required=True)
+    parser.add_argument("--dir", type=pathlib.Path, required=True)
+    parser.add_argument("--disk", type=pathlib.Path, required=True,
+                        help="a qcow2 image that holds data")
+    parser.add_argument("--seconds", type=float, default=8,
+                        help="of the guest before the backup")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", action="append", choices=list(WAYS))
+    options = parser.parse_args()
+    print("| " + " | ".join(HEAD) + " |")
+    print("| " + " | ".join("---" for _ in HEAD) + " |")
+    with tempfile.TemporaryDirectory(prefix="lb") as runtime:
+        bench = Bench(options, pathlib.Path(runtime))
+        for name in options.only or WAYS:
+            for kind in GUESTS:
+                line = line_of(name, kind, *bench.measure(name, kind))
+                print("| " + " | ".join(line) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
