@@ -119,8 +119,13 @@ static int take_image_locks(struct qlb_blkio *io, bool write,
     return 0;
 }
 
-static int64_t file_pread(struct qlb_blkio *io, void *buf, size_t len,
-                          uint64_t offset, struct qlb_error *err)
+enum { DIRECT_ALIGNMENT = 4096, DIRECT_BUFFER = 1 << 20 };
+
+/* Short at the end of the file only. Each read is of whole sectors: where the
+ * file ends within one, nothing more can be read. */
+static int64_t pread_sectors(struct qlb_blkio *io, void *buf, size_t len,
+                             uint64_t offset, size_t sector,
+                             struct qlb_error *err)
 {
     size_t done = 0;
 
@@ -136,41 +141,18 @@ static int64_t file_pread(struct qlb_blkio *io, void *buf, size_t len,
                                   "offset %llu", io->name, len,
                                   (unsigned long long)offset);
         }
-        if (n == 0) {
+        done += (size_t)n;
+        if (n == 0 || (size_t)n % sector != 0) {
             break;
         }
-        done += (size_t)n;
     }
     return (int64_t)done;
 }
 
-enum { DIRECT_ALIGNMENT = 4096, DIRECT_BUFFER = 1 << 20 };
-
-/* One read of an aligned range, short at the end of the file only. */
-static int64_t pread_aligned(struct qlb_blkio *io, void *buf, size_t len,
-                             uint64_t offset, struct qlb_error *err)
+static int64_t file_pread(struct qlb_blkio *io, void *buf, size_t len,
+                          uint64_t offset, struct qlb_error *err)
 {
-    size_t done = 0;
-
-    while (done < len) {
-        ssize_t n = pread(io->fd, (char *)buf + done, len - done,
-                          (off_t)(offset + done));
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return qlb_fail_errno(err, errno, "%s: reading %zu bytes at "
-                                  "offset %llu", io->name, len,
-                                  (unsigned long long)offset);
-        }
-        done += (size_t)n;
-        /* Where the file ends within a sector nothing more can be read. */
-        if (n == 0 || n % DIRECT_ALIGNMENT != 0) {
-            break;
-        }
-    }
-    return (int64_t)done;
+    return pread_sectors(io, buf, len, offset, 1, err);
 }
 
 static bool is_aligned(uint64_t n)
@@ -185,7 +167,8 @@ static int64_t direct_pread(struct qlb_blkio *io, void *buf, size_t len,
     size_t done = 0, room;
 
     if (is_aligned((uintptr_t)buf) && is_aligned(len) && is_aligned(offset)) {
-        return pread_aligned(io, buf, len, offset, err);
+        return pread_sectors(io, buf, len, offset,
+                             DIRECT_ALIGNMENT, err);
     }
     room = min_u64(DIRECT_BUFFER,
                    round_up(len, DIRECT_ALIGNMENT) + DIRECT_ALIGNMENT);
@@ -198,7 +181,8 @@ static int64_t direct_pread(struct qlb_blkio *io, void *buf, size_t len,
         size_t skip = offset + done - start;
         size_t want = min_u64(room, round_up(skip + len - done,
                                              DIRECT_ALIGNMENT));
-        int64_t n = pread_aligned(io, bounce, want, start, err);
+        int64_t n = pread_sectors(io, bounce, want, start,
+                                  DIRECT_ALIGNMENT, err);
 
         if (n < 0) {
             return -1;
