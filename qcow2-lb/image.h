@@ -71,6 +71,9 @@ struct qlb_changes *qlb_image_changes_between(struct qlb_image *image,
 int qlb_changes_next(struct qlb_changes *changes, uint64_t offset,
                      uint64_t *start, uint64_t *length,
                      struct qlb_error *err);
+/* How many bytes there are in all ranges. */
+int qlb_changes_bytes(struct qlb_changes *changes, uint64_t *bytes,
+                      struct qlb_error *err);
 void qlb_changes_free(struct qlb_changes *changes);
 
 /* All below need QLB_IMAGE_WRITE, update the object too, and end synced. They

@@ -220,12 +220,27 @@ int qlb_changes_next(struct qlb_changes *changes, uint64_t offset,
     return 0;
 }
 
+int qlb_changes_bytes(struct qlb_changes *changes, uint64_t *bytes,
+                      struct qlb_error *err)
+{
+    uint64_t offset = 0, length;
+
+    *bytes = 0;
+    do {
+        if (qlb_changes_next(changes, offset, &offset, &length, err) < 0) {
+            return -1;
+        }
+        *bytes += length;
+        offset += length;
+    } while (length > 0);
+    return 0;
+}
+
 int qlb_image_changed_bytes(struct qlb_image *image, unsigned i,
                             uint64_t *bytes, struct qlb_error *err)
 {
     struct qlb_changes *changes;
-    uint64_t offset = 0, length = 0;
-    int ret = 0;
+    int ret;
 
     *bytes = 0;
     if (i >= image->ext.n_checkpoints) {
@@ -235,13 +250,7 @@ int qlb_image_changed_bytes(struct qlb_image *image, unsigned i,
     if (changes == NULL) {
         return err->code == QLB_E_DAMAGED ? 0 : -1;
     }
-    do {
-        ret = qlb_changes_next(changes, offset, &offset, &length, err);
-        if (ret == 0) {
-            *bytes += length;
-            offset += length;
-        }
-    } while (ret == 0 && length > 0);
+    ret = qlb_changes_bytes(changes, bytes, err);
     qlb_changes_free(changes);
     return ret;
 }

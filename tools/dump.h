@@ -47,35 +47,6 @@ struct dump_options {
     uint64_t expected; /* bytes, for the progress; 0 if not known */
 };
 
-/* The fields of the header that an incremental has besides: `since` is the
- * index of the parent, `until` that of the checkpoint of this dump (or how many
- * there are, where it has none yet). covered is the caller's, with room for
- * QLB_MAX_CHECKPOINTS; label and virtual_size are set. smallest: a size that
- * the disk had in between, besides those of the checkpoints. */
-void dump_describe_increment(struct qlb_lbz_header *header,
-                             const struct qlb_ext *ext, unsigned since,
-                             unsigned until, uint64_t smallest);
-
-/* Where nothing else has changed at or after offset: the block that holds the
- * end of a disk which was cut there since the parent, of which the parent holds
- * more. length 0: there is none. */
-void dump_cut_range(uint64_t size, uint64_t parent_size, uint64_t offset,
-                    uint64_t *start, uint64_t *length);
-
-/* What --json tells of a dump. */
-struct dump_result {
-    const char *disk;
-    const char *archive; /* NULL: standard output */
-    const char *reason;  /* "": none */
-    const struct qlb_lbz_header *header;
-    bool checkpoint, confirmed;
-    const struct qlb_lbz_totals *totals;
-    const uint8_t *root;
-    double seconds;
-};
-
-json_t *dump_summary(const struct dump_result *result);
-
 /* Reads the ranges from the source and appends them to the writer: as frames
  * and, where incremental, ZERO runs. Ranges are widened to whole blocks. Does
  * not seal the writer. */

@@ -15,11 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "dump.h"
+#include "dump_archive.h"
 #include "livedump.h"
 #include "tool.h"
-
-enum mode { MODE_FULL, MODE_INCREMENTAL, MODE_SINCE, MODE_AUTO, MODE_OVERLAY };
 
 enum {
     OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
@@ -72,12 +70,8 @@ static const struct tool tool = {
 struct lbdump {
     /* asked for */
     const char *path;
-    const char *output; /* NULL: standard output */
-    const char *label;
-    enum mode mode;
-    struct qlb_uuid since;
-    bool copy, trust_pipe, force, quiet, json;
-    struct dump_options dump;
+    bool copy;
+    struct dump_request request;
     struct livedump_options live; /* where it has a socket */
 
     /* found and decided */
@@ -91,16 +85,8 @@ struct lbdump {
     char reason[512];           /* why --auto made a full one; or empty */
     struct qlb_changes *changes;
     struct qlb_disk_reader *overlay_reader;
-    struct qlb_lbz_header header;
-    struct qlb_uuid covered[QLB_MAX_CHECKPOINTS];
 
-    /* result */
-    struct qlb_outfile *out;
-    struct qlb_lbz_writer *writer;
-    uint8_t root[QLB_DIGEST_MAX];
-    struct qlb_lbz_totals totals;
-    bool confirmed;
-    double seconds;
+    struct dump_archive archive;
 };
 
 /* ---- opening ---- */
@@ -199,18 +185,19 @@ static int find_parent(struct lbdump *d, struct qlb_error *err)
         return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
                         qlb_trust_reason(trust), qlb_trust_keyword(trust));
     }
-    if (d->mode == MODE_SINCE) {
-        i = qlb_ext_find(ext, &d->since);
+    if (d->request.mode == DUMP_SINCE) {
+        i = qlb_ext_find(ext, &d->request.since);
         if (i < 0) {
             return qlb_fail(err, QLB_E_UNTRUSTED, "the image has no "
                             "checkpoint %s; 'lbctl status' lists them",
-                            qlb_uuid_format(&d->since, text));
+                            qlb_uuid_format(&d->request.since, text));
         }
     } else {
-        i = qlb_ext_newest_confirmed(ext, d->label);
+        i = qlb_ext_newest_confirmed(ext, d->request.label);
         if (i < 0) {
             return qlb_fail(err, QLB_E_UNTRUSTED, "chain '%s' has no "
-                            "confirmed checkpoint (no-checkpoint)", d->label);
+                            "confirmed checkpoint (no-checkpoint)",
+                            d->request.label);
         }
     }
     trust = qlb_image_trust_since(image, (unsigned)i);
@@ -225,7 +212,7 @@ static int decide(struct lbdump *d, struct qlb_error *err)
 {
     int parent;
 
-    if (d->mode == MODE_FULL) {
+    if (d->request.mode == DUMP_FULL) {
         return 0;
     }
     parent = find_parent(d, err);
@@ -234,16 +221,13 @@ static int decide(struct lbdump *d, struct qlb_error *err)
         d->since_index = (unsigned)parent;
         return 0;
     }
-    if (d->mode == MODE_AUTO) {
+    if (d->request.mode == DUMP_AUTO) {
         snprintf(d->reason, sizeof(d->reason), "%.500s", err->message);
         return 0;
     }
     qlb_error_prefix(err, "%s: an incremental is not possible", d->path);
-    if (d->mode == MODE_INCREMENTAL) {
-        size_t used = strlen(err->message);
-
-        snprintf(err->message + used, sizeof(err->message) - used,
-                 "; make a full dump, or use --auto");
+    if (d->request.mode == DUMP_INCREMENTAL) {
+        dump_hint_at_auto(err);
     }
     return -1;
 }
@@ -253,23 +237,18 @@ static void say_what_is_done(const struct lbdump *d)
 {
     enum qlb_trust trust;
 
-    if (d->quiet) {
+    if (d->request.quiet) {
         return;
     }
-    if (d->mode == MODE_AUTO) {
-        if (d->incremental) {
-            tool_message("%s: incremental: the tracked changes are trusted",
-                         d->path);
-        } else {
-            tool_message("%s: full: %s", d->path, d->reason);
-        }
+    if (d->request.mode == DUMP_AUTO) {
+        dump_say_auto(d->path, d->incremental, d->reason);
     }
     if (d->image == NULL || d->copy) {
         return;
     }
     trust = qlb_image_trust(d->image);
     if (trust == QLB_TRUST_OFF) {
-        if (d->mode == MODE_AUTO) {
+        if (d->request.mode == DUMP_AUTO) {
             return; /* that was the reason */
         }
         tool_message("%s: livebackup is off, so this dump is not followed by "
@@ -278,7 +257,7 @@ static void say_what_is_done(const struct lbdump *d)
     } else if (!d->record) {
         tool_message("%s: no checkpoint is recorded: %s (%s)", d->path,
                      qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    } else if (d->mode != MODE_AUTO && trust != QLB_TRUSTED &&
+    } else if (d->request.mode != DUMP_AUTO && trust != QLB_TRUSTED &&
                trust != QLB_TRUST_NO_CHECKPOINT) {
         tool_message("%s: checkpoints that can't be trusted are dropped: %s "
                      "(%s)", d->path, qlb_trust_reason(trust),
@@ -292,17 +271,11 @@ static void make_header(struct lbdump *d)
 {
     const struct qlb_image *image = tracked_image(d);
     const struct qlb_ext *ext = qlb_image_ext(image);
-    struct qlb_lbz_header *h = &d->header;
+    struct qlb_lbz_header *h = &d->archive.header;
 
-    *h = (struct qlb_lbz_header) {
-        .digest = d->dump.digest,
-        .virtual_size = qlb_disk_size(d->disk),
-        .clip = QLB_LBZ_NO_CLIP,
-        .time = (uint64_t)time(NULL),
-        .uuid = tool_random_uuid(),
-        .covered = d->covered,
-    };
-    snprintf(h->label, sizeof(h->label), "%s", d->label);
+    dump_archive_begin(&d->archive, &d->request, qlb_disk_size(d->disk));
+    h->time = (uint64_t)time(NULL);
+    h->uuid = tool_random_uuid();
     h->image_uuid = ext != NULL ? ext->image_uuid : tool_random_uuid();
     if (d->incremental) {
         uint64_t smallest = UINT64_MAX;
@@ -311,23 +284,12 @@ static void make_header(struct lbdump *d)
         if (d->backing != NULL) {
             smallest = qlb_disk_size(qlb_image_disk(d->backing));
         }
-        dump_describe_increment(h, ext, d->since_index, ext->n_checkpoints,
-                                smallest);
+        dump_archive_increment(&d->archive, ext, d->since_index,
+                               ext->n_checkpoints, smallest);
     }
 }
 
 /* ---- ranges ---- */
-
-static int whole_disk(void *opaque, uint64_t offset, uint64_t *start,
-                      uint64_t *length, struct qlb_error *err)
-{
-    const struct lbdump *d = opaque;
-
-    (void)err;
-    *start = offset;
-    *length = qlb_disk_size(d->disk) - offset;
-    return 0;
-}
 
 /* The next range that the top overlay itself holds. */
 static int next_allocated(struct lbdump *d, uint64_t offset, uint64_t *start,
@@ -397,7 +359,7 @@ static int changed_and_cut(void *opaque, uint64_t offset, uint64_t *start,
         return -1;
     }
     if (*length == 0) {
-        dump_cut_range(d->header.virtual_size,
+        dump_cut_range(d->archive.header.virtual_size,
                        ext->checkpoints[d->since_index].virtual_size, offset,
                        start, length);
     }
@@ -409,21 +371,21 @@ static int prepare_ranges(struct lbdump *d, struct dump_ranges *ranges,
 {
     struct qlb_image *image = d->backing != NULL ? d->backing : d->image;
 
-    ranges->opaque = d;
-    ranges->next = whole_disk;
-    d->dump.expected = 0;
+    ranges->opaque = &d->archive;
+    ranges->next = dump_whole_disk;
+    d->request.dump.expected = 0;
     if (!d->incremental) {
         return 0;
     }
+    ranges->opaque = d;
     ranges->next = changed_and_cut;
     d->changes = qlb_image_changes(image, d->since_index, err);
     if (d->changes == NULL ||
-        qlb_image_changed_bytes(image, d->since_index, &d->dump.expected,
-                                err) < 0) {
+        qlb_changes_bytes(d->changes, &d->request.dump.expected, err) < 0) {
         return -1;
     }
     if (d->overlay != NULL) {
-        d->dump.expected = 0;
+        d->request.dump.expected = 0;
         d->overlay_reader = qlb_disk_reader_new(d->overlay, err);
         if (d->overlay_reader == NULL) {
             return -1;
@@ -437,13 +399,14 @@ static int prepare_ranges(struct lbdump *d, struct dump_ranges *ranges,
 static int add_checkpoint(struct lbdump *d, struct qlb_error *err)
 {
     struct qlb_checkpoint checkpoint = {
-        .uuid = d->header.uuid,
-        .time = d->header.time,
-        .virtual_size = d->header.virtual_size,
+        .uuid = d->archive.header.uuid,
+        .time = d->archive.header.time,
+        .virtual_size = d->archive.header.virtual_size,
     };
 
-    snprintf(checkpoint.label, sizeof(checkpoint.label), "%s", d->label);
-    memcpy(checkpoint.root, d->root, sizeof(checkpoint.root));
+    snprintf(checkpoint.label, sizeof(checkpoint.label), "%s",
+             d->request.label);
+    memcpy(checkpoint.root, d->archive.root, sizeof(checkpoint.root));
     /* What is not trusted now never will be again. */
     return qlb_image_add_checkpoint(d->image, &checkpoint, true, err);
 }
@@ -453,12 +416,13 @@ static int complete_archive(struct lbdump *d, struct qlb_error *err)
 {
     const struct qlb_ext *ext;
 
-    if (qlb_lbz_writer_finish(d->writer, &d->totals, err) < 0 ||
-        qlb_outfile_commit(d->out, err) < 0) {
+    struct dump_archive *a = &d->archive;
+
+    if (qlb_lbz_writer_finish(a->writer, &a->totals, err) < 0 ||
+        qlb_outfile_commit(a->out, err) < 0) {
         return -1;
     }
-    if (!d->record ||
-        (!qlb_outfile_is_regular(d->out) && !d->trust_pipe)) {
+    if (!d->record || !dump_archive_is_safe(&d->archive, &d->request)) {
         return 0;
     }
     ext = qlb_image_ext(d->image);
@@ -467,7 +431,7 @@ static int complete_archive(struct lbdump *d, struct qlb_error *err)
         return qlb_error_prefix(err, "the archive is complete, but its "
                                 "checkpoint could not be confirmed");
     }
-    d->confirmed = true;
+    d->archive.confirmed = true;
     return 0;
 }
 
@@ -475,8 +439,8 @@ static int finish(struct lbdump *d, struct qlb_error *err)
 {
     struct qlb_error undo_err;
 
-    if (qlb_lbz_writer_seal(d->writer, d->root, err) < 0 ||
-        qlb_outfile_sync(d->out, err) < 0) {
+    if (qlb_lbz_writer_seal(d->archive.writer, d->archive.root, err) < 0 ||
+        qlb_outfile_sync(d->archive.out, err) < 0) {
         return -1;
     }
     if (tool_stop) {
@@ -488,40 +452,22 @@ static int finish(struct lbdump *d, struct qlb_error *err)
     if (complete_archive(d, err) == 0) {
         return 0;
     }
-    if (d->record && !qlb_outfile_is_committed(d->out) &&
+    if (d->record && !qlb_outfile_is_committed(d->archive.out) &&
         qlb_image_undo_add(d->image, &undo_err) < 0) {
         tool_fail(d->path, &undo_err);
     }
     return -1;
 }
 
-/* An archive that replaces the disk it is of would be the end of both. */
-static int check_output(const struct lbdump *d, struct qlb_error *err)
+static int open_output(struct lbdump *d, struct qlb_error *err)
 {
     struct stat st;
 
-    if ((d->output != NULL ? stat(d->output, &st)
-                           : fstat(STDOUT_FILENO, &st)) == 0 &&
+    if (dump_archive_stat(&d->archive, &st) &&
         qlb_disk_has_file(d->disk, &st)) {
-        return qlb_fail(err, QLB_E_USAGE, "%s: is the disk itself, or a file "
-                        "that it consists of",
-                        d->output != NULL ? d->output : "standard output");
+        return dump_archive_is_disk(&d->archive, err);
     }
-    return 0;
-}
-
-static int open_output(struct lbdump *d, struct qlb_error *err)
-{
-    if (check_output(d, err) < 0) {
-        return -1;
-    }
-    if (d->output != NULL) {
-        d->out = qlb_outfile_create(d->output,
-                                    d->force ? QLB_OUTFILE_FORCE : 0, err);
-    } else {
-        d->out = tool_open_stdout(err);
-    }
-    return d->out == NULL ? -1 : 0;
+    return dump_archive_open(&d->archive, &d->request, err);
 }
 
 static int dump_disk(struct lbdump *d, struct qlb_error *err)
@@ -529,7 +475,7 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
     struct dump_source source;
     struct dump_ranges ranges;
 
-    if ((d->mode == MODE_OVERLAY ? open_overlay(d, err)
+    if ((d->request.mode == DUMP_OVERLAY ? open_overlay(d, err)
                                  : open_image(d, err)) < 0 ||
         decide(d, err) < 0) {
         return -1;
@@ -548,11 +494,12 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
     if (prepare_ranges(d, &ranges, err) < 0 || open_output(d, err) < 0) {
         return -1;
     }
-    d->writer = qlb_lbz_writer_new(d->out, &d->header, err);
+    d->archive.writer = qlb_lbz_writer_new(d->archive.out, &d->archive.header,
+                                           err);
     source = dump_source_disk(d->disk);
-    if (d->writer == NULL ||
-        dump_run(&source, &ranges, d->incremental, &d->dump, d->writer,
-                 err) < 0) {
+    if (d->archive.writer == NULL ||
+        dump_run(&source, &ranges, d->incremental, &d->request.dump,
+                 d->archive.writer, err) < 0) {
         return -1;
     }
     return finish(d, err);
@@ -562,39 +509,21 @@ static int dump_disk(struct lbdump *d, struct qlb_error *err)
 
 static int print_summary(const struct lbdump *d)
 {
-    struct dump_result result = {
-        .disk = d->path,
-        .archive = d->output,
-        .reason = d->reason,
-        .header = &d->header,
-        .checkpoint = d->record,
-        .confirmed = d->confirmed,
-        .totals = &d->totals,
-        .root = d->root,
-        .seconds = d->seconds,
-    };
-
-    return tool_print_json(dump_summary(&result), d->output == NULL);
+    return tool_print_json(dump_summary(d->path, &d->archive, d->record,
+                                        d->reason),
+                           d->archive.path == NULL);
 }
 
 static void note_unconfirmed(const struct lbdump *d)
 {
-    char uuid[QLB_UUID_TEXT], root[2 * QLB_DIGEST_MAX + 1];
-
-    if (d->quiet || !d->record || d->confirmed) {
-        return;
+    if (!d->request.quiet && d->record && !d->archive.confirmed) {
+        dump_note_unconfirmed(d->path, &d->archive, "");
     }
-    qlb_uuid_format(&d->header.uuid, uuid);
-    qlb_hex(d->root, qlb_digest_size(d->header.digest), root);
-    tool_message("%s: the archive went into a pipe, so its checkpoint is not "
-                 "confirmed; when it is safe: lbctl confirm %s %s %s",
-                 d->path, d->path, uuid, root);
 }
 
 static void release(struct lbdump *d)
 {
-    qlb_lbz_writer_free(d->writer);
-    qlb_outfile_close(d->out);
+    dump_archive_close(&d->archive);
     qlb_changes_free(d->changes);
     qlb_disk_reader_free(d->overlay_reader);
     qlb_image_close(d->image);
@@ -604,13 +533,13 @@ static void release(struct lbdump *d)
 
 /* ---- options ---- */
 
-static void set_mode(struct lbdump *d, enum mode mode)
+static void set_mode(struct lbdump *d, enum dump_mode mode)
 {
-    if (d->mode != MODE_FULL) {
+    if (d->request.mode != DUMP_FULL) {
         tool_usage("--incremental, --since, --auto and --overlay exclude each "
                    "other");
     }
-    d->mode = mode;
+    d->request.mode = mode;
 }
 
 static enum qlb_digest_type parse_digest(const char *name)
@@ -647,31 +576,33 @@ static const char **add_name(const char **names, unsigned *n)
 
 static void parse_option(struct lbdump *d, int option)
 {
+    struct dump_options *dump = &d->request.dump;
+
     switch (option) {
     case OPT_INCREMENTAL:
-        set_mode(d, MODE_INCREMENTAL);
+        set_mode(d, DUMP_INCREMENTAL);
         break;
     case OPT_SINCE:
-        set_mode(d, MODE_SINCE);
-        d->since = tool_parse_uuid(optarg, "--since");
+        set_mode(d, DUMP_SINCE);
+        d->request.since = tool_parse_uuid(optarg, "--since");
         break;
     case OPT_AUTO:
-        set_mode(d, MODE_AUTO);
+        set_mode(d, DUMP_AUTO);
         break;
     case OPT_OVERLAY:
-        set_mode(d, MODE_OVERLAY);
+        set_mode(d, DUMP_OVERLAY);
         break;
     case OPT_CHAIN:
-        d->label = parse_label(optarg);
+        d->request.label = parse_label(optarg);
         break;
     case OPT_COPY:
         d->copy = true;
         break;
     case OPT_TRUST_PIPE:
-        d->trust_pipe = true;
+        d->request.trust_pipe = true;
         break;
     case 'o':
-        d->output = optarg;
+        d->archive.path = optarg;
         d->live.outputs = add_name(d->live.outputs, &d->live.n_outputs);
         break;
     case OPT_QMP:
@@ -681,29 +612,28 @@ static void parse_option(struct lbdump *d, int option)
         d->live.disks = add_name(d->live.disks, &d->live.n_disks);
         break;
     case OPT_FORCE:
-        d->force = true;
+        d->request.force = true;
         break;
     case OPT_LEVEL:
-        d->dump.level = (int)tool_parse_number(optarg, "--level", 1, 19);
+        dump->level = (int)tool_parse_number(optarg, "--level", 1, 19);
         break;
     case OPT_THREADS:
-        d->dump.threads = tool_parse_number(optarg, "--threads", 1, 256);
+        dump->threads = tool_parse_number(optarg, "--threads", 1, 256);
         break;
     case OPT_DIGEST:
-        d->dump.digest = parse_digest(optarg);
+        dump->digest = parse_digest(optarg);
         break;
     case OPT_RATE_LIMIT:
-        d->dump.rate.bytes_per_second = tool_parse_size(optarg,
-                                                        "--rate-limit");
+        dump->rate.bytes_per_second = tool_parse_size(optarg, "--rate-limit");
         break;
     case OPT_PROGRESS:
-        d->dump.progress = PROGRESS_ON;
+        dump->progress = PROGRESS_ON;
         break;
     case 'q':
-        d->quiet = true;
+        d->request.quiet = true;
         break;
     case OPT_JSON:
-        d->json = true;
+        d->request.json = true;
         break;
     }
 }
@@ -721,7 +651,7 @@ static void check_live_options(const struct lbdump *d, int operands)
         tool_usage("--qmp finds the disks itself, or by --disk; DISK is not "
                    "wanted");
     }
-    if (d->copy || d->mode == MODE_OVERLAY) {
+    if (d->copy || d->request.mode == DUMP_OVERLAY) {
         tool_usage("--qmp excludes %s", d->copy ? "--copy" : "--overlay");
     }
     if (folders > 0 && live->n_outputs > 1) {
@@ -757,10 +687,10 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
         tool_usage("one DISK is wanted, %d given", argc - optind);
     }
     d->path = argv[optind];
-    if (d->quiet) {
-        d->dump.progress = PROGRESS_OFF;
+    if (d->request.quiet) {
+        d->request.dump.progress = PROGRESS_OFF;
     }
-    if (d->output == NULL && isatty(STDOUT_FILENO)) {
+    if (d->archive.path == NULL && isatty(STDOUT_FILENO)) {
         tool_usage("an archive is not written to a terminal; redirect it, or "
                    "use -o FILE");
     }
@@ -770,8 +700,9 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
  * about the disk. */
 static bool names_output(const struct lbdump *d, const struct qlb_error *err)
 {
-    const char *name = d->out != NULL ? qlb_outfile_name(d->out)
-                       : d->output != NULL ? d->output : "standard output";
+    const struct dump_archive *a = &d->archive;
+    const char *name = a->out != NULL ? qlb_outfile_name(a->out)
+                       : a->path != NULL ? a->path : "standard output";
     size_t len = strlen(name);
 
     return strncmp(err->message, name, len) == 0 &&
@@ -780,37 +711,23 @@ static bool names_output(const struct lbdump *d, const struct qlb_error *err)
 
 static int dump_live(struct lbdump *d)
 {
-    static const enum livedump_mode modes[] = {
-        [MODE_FULL] = LIVEDUMP_FULL,
-        [MODE_INCREMENTAL] = LIVEDUMP_INCREMENTAL,
-        [MODE_SINCE] = LIVEDUMP_SINCE,
-        [MODE_AUTO] = LIVEDUMP_AUTO,
-    };
-    struct livedump_options *live = &d->live;
-    int status;
+    int status = livedump(&d->live, &d->request);
 
-    live->mode = modes[d->mode];
-    live->since = d->since;
-    live->label = d->label;
-    live->trust_pipe = d->trust_pipe;
-    live->force = d->force;
-    live->quiet = d->quiet;
-    live->json = d->json;
-    live->dump = d->dump;
-    status = livedump(live);
-    free(live->disks);
-    free(live->outputs);
+    free(d->live.disks);
+    free(d->live.outputs);
     return status;
 }
 
 int main(int argc, char **argv)
 {
     struct lbdump d = {
-        .label = "main",
-        .dump = {
-            .level = 1,
-            .threads = tool_default_threads(),
-            .digest = QLB_DIGEST_XXH3_128,
+        .request = {
+            .label = "main",
+            .dump = {
+                .level = 1,
+                .threads = tool_default_threads(),
+                .digest = QLB_DIGEST_XXH3_128,
+            },
         },
     };
     double start = tool_clock();
@@ -824,11 +741,11 @@ int main(int argc, char **argv)
     }
     if (dump_disk(&d, &err) < 0) {
         status = tool_fail(names_output(&d, &err) ? NULL : d.path, &err);
-        tool_discard_stdout(d.output == NULL ? d.out : NULL);
+        tool_discard_stdout(d.archive.path == NULL ? d.archive.out : NULL);
     } else {
-        d.seconds = tool_clock() - start;
+        d.archive.seconds = tool_clock() - start;
         note_unconfirmed(&d);
-        if (d.json && print_summary(&d) < 0) {
+        if (d.request.json && print_summary(&d) < 0) {
             status = QLB_E_RUNTIME;
         }
     }

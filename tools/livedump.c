@@ -32,7 +32,7 @@
 struct live_disk {
     struct live_set *set;
     char *name;          /* as QEMU calls it */
-    char *output;        /* NULL: standard output */
+    char *output;        /* the archive's path; NULL: standard output */
 
     /* what QEMU told at the beginning */
     char *filename, *orig;
@@ -43,15 +43,7 @@ struct live_disk {
     struct qlb_live *live;
     unsigned since;      /* index of the parent; where incremental */
     struct qlb_changes *changes;
-    struct qlb_lbz_header header;
-    struct qlb_uuid covered[QLB_MAX_CHECKPOINTS];
-
-    struct qlb_outfile *out;
-    struct qlb_lbz_writer *writer;
-    uint8_t root[QLB_DIGEST_MAX];
-    struct qlb_lbz_totals totals;
-    bool confirmed;
-    double seconds;
+    struct dump_archive archive;
 
     /* bytes from the start; under the set's lock */
     uint64_t passed, released;
@@ -59,6 +51,7 @@ struct live_disk {
 
 struct live_set {
     const struct livedump_options *options;
+    const struct dump_request *request;
     struct live_disk *disks;
     unsigned n_disks;
     char job[64];
@@ -222,15 +215,11 @@ static int name_output(struct live_disk *disk, unsigned i,
 static int open_output(struct live_disk *disk, unsigned i,
                        struct qlb_error *err)
 {
-    unsigned flags = disk->set->options->force ? QLB_OUTFILE_FORCE : 0;
-
     if (name_output(disk, i, err) < 0) {
         return -1;
     }
-    disk->out = disk->output == NULL
-                    ? tool_open_stdout(err)
-                    : qlb_outfile_create(disk->output, flags, err);
-    return disk->out == NULL ? -1 : 0;
+    disk->archive.path = disk->output;
+    return dump_archive_open(&disk->archive, disk->set->request, err);
 }
 
 /* Opened before the backup begins: what is wrong with them costs the guest
@@ -263,7 +252,7 @@ static int open_outputs(struct live_set *set, struct qlb_error *err)
 
 static json_t *begin_arguments(const struct live_set *set, const char *mode)
 {
-    const struct livedump_options *options = set->options;
+    const struct dump_request *request = set->request;
     json_t *disks = json_array();
     json_t *arguments;
     char text[QLB_UUID_TEXT];
@@ -273,10 +262,10 @@ static json_t *begin_arguments(const struct live_set *set, const char *mode)
                                                set->disks[i].name));
     }
     arguments = json_pack("{s:s, s:o, s:s, s:s}", "job-id", set->job, "disks",
-                          disks, "mode", mode, "label", options->label);
-    if (options->mode == LIVEDUMP_SINCE) {
+                          disks, "mode", mode, "label", request->label);
+    if (request->mode == DUMP_SINCE) {
         json_object_set_new(arguments, "since",
-                            json_string(qlb_uuid_format(&options->since,
+                            json_string(qlb_uuid_format(&request->since,
                                                         text)));
     }
     return arguments;
@@ -322,12 +311,12 @@ static int call_begin(struct live_set *set, const char *mode,
 static int begin(struct live_set *set, struct qlb_error *err)
 {
     static const char *const modes[] = {
-        [LIVEDUMP_FULL] = "full",
-        [LIVEDUMP_INCREMENTAL] = "incremental",
-        [LIVEDUMP_SINCE] = "since",
-        [LIVEDUMP_AUTO] = "incremental",
+        [DUMP_FULL] = "full",
+        [DUMP_INCREMENTAL] = "incremental",
+        [DUMP_SINCE] = "since",
+        [DUMP_AUTO] = "incremental",
     };
-    enum livedump_mode mode = set->options->mode;
+    enum dump_mode mode = set->request->mode;
     char uuid[QLB_UUID_TEXT];
     struct qlb_uuid random = tool_random_uuid();
     int ret;
@@ -335,29 +324,24 @@ static int begin(struct live_set *set, struct qlb_error *err)
     snprintf(set->job, sizeof(set->job), "lbdump-%s",
              qlb_uuid_format(&random, uuid));
     ret = call_begin(set, modes[mode], err);
-    if (ret < 0 && mode == LIVEDUMP_AUTO && !set->begun) {
+    if (ret < 0 && mode == DUMP_AUTO && !set->begun) {
         /* If it was for another reason the full one is refused, too. */
         snprintf(set->reason, sizeof(set->reason), "%.500s", err->message);
         ret = call_begin(set, "full", err);
     }
     qmp_set_interruptible(set->qmp, false);
-    if (ret < 0 && mode == LIVEDUMP_INCREMENTAL &&
+    if (ret < 0 && mode == DUMP_INCREMENTAL &&
         err->code == QLB_E_UNTRUSTED) {
-        size_t used = strlen(err->message);
-
-        snprintf(err->message + used, sizeof(err->message) - used,
-                 "; make a full dump, or use --auto");
+        dump_hint_at_auto(err);
     }
     return ret;
 }
 
 /* ---- ending ---- */
 
-/* A pipe proves nothing about its other end. */
 static bool is_safe(const struct live_disk *disk)
 {
-    return qlb_outfile_is_regular(disk->out) ||
-           disk->set->options->trust_pipe;
+    return dump_archive_is_safe(&disk->archive, disk->set->request);
 }
 
 /* The checkpoints are confirmed for which a root is given. */
@@ -372,7 +356,7 @@ static int end(struct live_set *set, bool success, struct qlb_error *err)
         char root[17];
 
         if (is_safe(disk)) {
-            qlb_hex(disk->root, 8, root);
+            qlb_hex(disk->archive.root, 8, root);
             json_array_append_new(roots, json_pack("{s:s, s:s}", "device",
                                                    disk->name, "root", root));
         }
@@ -388,7 +372,7 @@ static int end(struct live_set *set, bool success, struct qlb_error *err)
     }
     json_decref(answer);
     for (unsigned i = 0; success && i < set->n_disks; i++) {
-        set->disks[i].confirmed = is_safe(&set->disks[i]);
+        set->disks[i].archive.confirmed = is_safe(&set->disks[i]);
     }
     return 0;
 }
@@ -398,7 +382,7 @@ static int end(struct live_set *set, bool success, struct qlb_error *err)
 /* How far a disk can be released: whole units, below what the archive has. */
 static uint64_t releasable(const struct live_disk *disk)
 {
-    uint64_t size = disk->header.virtual_size;
+    uint64_t size = disk->archive.header.virtual_size;
 
     return disk->passed >= size ? size
                                 : disk->passed - disk->passed % disk->unit;
@@ -621,7 +605,7 @@ static int source_passed(void *opaque, uint64_t end_offset,
 static struct dump_source source_of(struct live_disk *disk)
 {
     return (struct dump_source) {
-        .size = disk->header.virtual_size,
+        .size = disk->archive.header.virtual_size,
         .limit = qlb_live_content_limit(disk->live),
         .reader_new = source_reader_new,
         .reader_free = source_reader_free,
@@ -634,17 +618,6 @@ static struct dump_source source_of(struct live_disk *disk)
 
 /* ---- ranges ---- */
 
-static int whole_disk(void *opaque, uint64_t offset, uint64_t *start,
-                      uint64_t *length, struct qlb_error *err)
-{
-    const struct live_disk *disk = opaque;
-
-    (void)err;
-    *start = offset;
-    *length = disk->header.virtual_size - offset;
-    return 0;
-}
-
 static int changed(void *opaque, uint64_t offset, uint64_t *start,
                    uint64_t *length, struct qlb_error *err)
 {
@@ -655,27 +628,10 @@ static int changed(void *opaque, uint64_t offset, uint64_t *start,
         return -1;
     }
     if (*length == 0) {
-        dump_cut_range(disk->header.virtual_size,
+        dump_cut_range(disk->archive.header.virtual_size,
                        ext->checkpoints[disk->since].virtual_size, offset,
                        start, length);
     }
-    return 0;
-}
-
-static int expected_bytes(struct live_disk *disk, uint64_t *bytes,
-                          struct qlb_error *err)
-{
-    uint64_t offset = 0, length;
-
-    *bytes = 0;
-    do {
-        if (qlb_changes_next(disk->changes, offset, &offset, &length,
-                             err) < 0) {
-            return -1;
-        }
-        *bytes += length;
-        offset += length;
-    } while (length > 0);
     return 0;
 }
 
@@ -698,38 +654,29 @@ static int find_parent(struct live_disk *disk, struct qlb_error *err)
 
 static void make_header(struct live_disk *disk)
 {
-    const struct livedump_options *options = disk->set->options;
     const struct qlb_ext *ext = qlb_image_ext(qlb_live_image(disk->live));
     unsigned index = qlb_live_checkpoint(disk->live);
-    struct qlb_lbz_header *h = &disk->header;
+    struct qlb_lbz_header *h = &disk->archive.header;
 
-    *h = (struct qlb_lbz_header) {
-        .digest = options->dump.digest,
-        .virtual_size = qlb_disk_size(qlb_live_disk(disk->live)),
-        .clip = QLB_LBZ_NO_CLIP,
-        .time = ext->checkpoints[index].time,
-        .uuid = disk->checkpoint,
-        .set = disk->set->uuid,
-        .image_uuid = ext->image_uuid,
-        .covered = disk->covered,
-    };
-    snprintf(h->label, sizeof(h->label), "%s", options->label);
+    dump_archive_begin(&disk->archive, disk->set->request,
+                       qlb_disk_size(qlb_live_disk(disk->live)));
+    h->time = ext->checkpoints[index].time;
+    h->uuid = disk->checkpoint;
+    h->set = disk->set->uuid;
+    h->image_uuid = ext->image_uuid;
     if (disk->set->incremental) {
-        dump_describe_increment(h, ext, disk->since, index, UINT64_MAX);
+        dump_archive_increment(&disk->archive, ext, disk->since, index,
+                               UINT64_MAX);
     }
 }
 
-/* An archive that replaces the disk it is of would be the end of both. */
 static int check_output(const struct live_disk *disk, struct qlb_error *err)
 {
     struct stat st;
 
-    if (disk->output != NULL && stat(disk->output, &st) == 0 &&
-        qlb_live_has_file(disk->live, &st)) {
-        return qlb_fail(err, QLB_E_USAGE, "%s: is the disk itself, or a file "
-                        "that it consists of", disk->output);
-    }
-    return 0;
+    return dump_archive_stat(&disk->archive, &st) &&
+                   qlb_live_has_file(disk->live, &st)
+               ? dump_archive_is_disk(&disk->archive, err) : 0;
 }
 
 static int open_disk(struct live_disk *disk, struct qlb_error *err)
@@ -748,30 +695,32 @@ static int open_disk(struct live_disk *disk, struct qlb_error *err)
 /* The archive is whole afterwards, but has no name yet. */
 static int dump_disk(struct live_disk *disk, struct qlb_error *err)
 {
+    struct dump_archive *a = &disk->archive;
     bool incremental = disk->set->incremental;
-    struct dump_options options = disk->set->options->dump;
+    struct dump_options options = disk->set->request->dump;
     struct dump_source source = source_of(disk);
     struct dump_ranges ranges = {
-        .next = incremental ? changed : whole_disk,
-        .opaque = disk,
+        .next = incremental ? changed : dump_whole_disk,
+        .opaque = incremental ? (void *)disk : (void *)a,
     };
     double start = tool_clock();
 
-    if (incremental && expected_bytes(disk, &options.expected, err) < 0) {
+    if (incremental &&
+        qlb_changes_bytes(disk->changes, &options.expected, err) < 0) {
         return -1;
     }
-    disk->writer = qlb_lbz_writer_new(disk->out, &disk->header, err);
-    if (disk->writer == NULL ||
-        dump_run(&source, &ranges, incremental, &options, disk->writer,
+    a->writer = qlb_lbz_writer_new(a->out, &a->header, err);
+    if (a->writer == NULL ||
+        dump_run(&source, &ranges, incremental, &options, a->writer,
                  err) < 0 ||
         qlb_live_check(disk->live, err) < 0 ||
-        source_passed(disk, disk->header.virtual_size, err) < 0 ||
-        qlb_lbz_writer_seal(disk->writer, disk->root, err) < 0 ||
-        qlb_lbz_writer_finish(disk->writer, &disk->totals, err) < 0 ||
-        qlb_outfile_sync(disk->out, err) < 0) {
+        source_passed(disk, a->header.virtual_size, err) < 0 ||
+        qlb_lbz_writer_seal(a->writer, a->root, err) < 0 ||
+        qlb_lbz_writer_finish(a->writer, &a->totals, err) < 0 ||
+        qlb_outfile_sync(a->out, err) < 0) {
         return -1;
     }
-    disk->seconds = tool_clock() - start;
+    a->seconds = tool_clock() - start;
     return 0;
 }
 
@@ -779,18 +728,11 @@ static int dump_disk(struct live_disk *disk, struct qlb_error *err)
 
 static void say_what_is_done(const struct live_set *set)
 {
-    if (set->options->quiet || set->options->mode != LIVEDUMP_AUTO) {
+    if (set->request->quiet || set->request->mode != DUMP_AUTO) {
         return;
     }
     for (unsigned i = 0; i < set->n_disks; i++) {
-        const char *name = set->disks[i].name;
-
-        if (set->incremental) {
-            tool_message("%s: incremental: the tracked changes are trusted",
-                         name);
-        } else {
-            tool_message("%s: full: %s", name, set->reason);
-        }
+        dump_say_auto(set->disks[i].name, set->incremental, set->reason);
     }
 }
 
@@ -811,7 +753,7 @@ static int for_each(struct live_set *set,
 
 static int commit(struct live_disk *disk, struct qlb_error *err)
 {
-    return qlb_outfile_commit(disk->out, err);
+    return qlb_outfile_commit(disk->archive.out, err);
 }
 
 /* Names appear when all archives are whole. QEMU may have gone, or the backup
@@ -874,7 +816,7 @@ static int report(const struct live_set *set, const struct live_disk *disk,
 {
     if (disk == NULL || begins_with(err->message, disk->orig) ||
         begins_with(err->message, set->options->socket) ||
-        begins_with(err->message, qlb_outfile_name(disk->out)) ||
+        begins_with(err->message, qlb_outfile_name(disk->archive.out)) ||
         begins_with(err->message, disk->output)) {
         return tool_fail(NULL, err);
     }
@@ -883,36 +825,20 @@ static int report(const struct live_set *set, const struct live_disk *disk,
 
 static void note_unconfirmed(const struct live_set *set)
 {
-    for (unsigned i = 0; i < set->n_disks && !set->options->quiet; i++) {
+    for (unsigned i = 0; i < set->n_disks && !set->request->quiet; i++) {
         const struct live_disk *disk = &set->disks[i];
-        char uuid[QLB_UUID_TEXT], root[2 * QLB_DIGEST_MAX + 1];
 
-        if (disk->confirmed) {
-            continue;
+        if (!disk->archive.confirmed) {
+            dump_note_unconfirmed(disk->filename, &disk->archive,
+                                  ", and QEMU no longer has the disk open");
         }
-        qlb_uuid_format(&disk->header.uuid, uuid);
-        qlb_hex(disk->root, qlb_digest_size(disk->header.digest), root);
-        tool_message("%s: the archive went into a pipe, so its checkpoint is "
-                     "not confirmed; when it is safe, and QEMU no longer has "
-                     "the disk open: lbctl confirm %s %s %s", disk->filename,
-                     disk->filename, uuid, root);
     }
 }
 
 static json_t *summary_of(const struct live_disk *disk)
 {
-    struct dump_result result = {
-        .disk = disk->filename,
-        .archive = disk->output,
-        .reason = disk->set->reason,
-        .header = &disk->header,
-        .checkpoint = true,
-        .confirmed = disk->confirmed,
-        .totals = &disk->totals,
-        .root = disk->root,
-        .seconds = disk->seconds,
-    };
-    json_t *summary = dump_summary(&result);
+    json_t *summary = dump_summary(disk->filename, &disk->archive, true,
+                                   disk->set->reason);
 
     json_object_set_new(summary, "device", json_string(disk->name));
     return summary;
@@ -937,8 +863,7 @@ static void release(struct live_set *set)
     for (unsigned i = 0; i < set->n_disks; i++) {
         struct live_disk *disk = &set->disks[i];
 
-        qlb_lbz_writer_free(disk->writer);
-        qlb_outfile_close(disk->out);
+        dump_archive_close(&disk->archive);
         qlb_changes_free(disk->changes);
         qlb_live_close(disk->live);
         free(disk->name);
@@ -963,9 +888,10 @@ static void init_locks(struct live_set *set)
     pthread_condattr_destroy(&attributes);
 }
 
-int livedump(const struct livedump_options *options)
+int livedump(const struct livedump_options *options,
+             const struct dump_request *request)
 {
-    struct live_set set = { .options = options };
+    struct live_set set = { .options = options, .request = request };
     struct live_disk *culprit = NULL;
     struct qlb_error err;
     int status = 0;
@@ -975,11 +901,11 @@ int livedump(const struct livedump_options *options)
         give_up(&set);
         status = report(&set, culprit, &err);
         if (options->n_outputs == 0 && set.n_disks == 1) {
-            tool_discard_stdout(set.disks[0].out);
+            tool_discard_stdout(set.disks[0].archive.out);
         }
     } else {
         note_unconfirmed(&set);
-        if (options->json && print_summary(&set) < 0) {
+        if (request->json && print_summary(&set) < 0) {
             status = QLB_E_RUNTIME;
         }
     }

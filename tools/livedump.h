@@ -5,11 +5,7 @@
 #ifndef LIVEDUMP_H
 #define LIVEDUMP_H
 
-#include "dump.h"
-
-enum livedump_mode {
-    LIVEDUMP_FULL, LIVEDUMP_INCREMENTAL, LIVEDUMP_SINCE, LIVEDUMP_AUTO,
-};
+#include "dump_archive.h"
 
 struct livedump_options {
     const char *socket;
@@ -18,17 +14,13 @@ struct livedump_options {
     const char **outputs; /* in the order of the disks, or one folder that
                              ends with a slash; none: standard output */
     unsigned n_outputs;
-    enum livedump_mode mode;
-    struct qlb_uuid since;
-    const char *label;
-    bool trust_pipe, force, quiet, json;
-    struct dump_options dump;
 };
 
 /* Whether the path of an output means a folder. */
 bool livedump_is_folder(const char *path);
 
 /* Returns the exit status; messages are out then. */
-int livedump(const struct livedump_options *options);
+int livedump(const struct livedump_options *options,
+             const struct dump_request *request);
 
 #endif
