@@ -8,26 +8,25 @@ load qemu
 
 setup() {
     helpers_setup
-    shim=$abs_top_builddir/tests/fault/shim.so
-    [ -e "$shim" ] || fail "no $shim: make check builds it"
+    need_shim
 }
 
 @test "killed at any call of begin, run and end: trusted, complete" {
-    claim live_faults.py kill
+    claim live-faults.py kill
 }
 
 @test "killed while a backup runs: the image is trusted" {
-    claim live_faults.py killed-while-it-runs
+    claim live-faults.py killed-while-it-runs
 }
 
 @test "originals can't be saved: the guest goes on, the backup is broken" {
-    claim live_faults.py orig-errors
+    claim live-faults.py orig-errors
 }
 
 @test "originals can't be saved: the guest's write fails, if asked for" {
-    claim live_faults.py guest-writes-fail-if-asked
+    claim live-faults.py guest-writes-fail-if-asked
 }
 
 @test "the orig hangs: the guest waits for the timeout, the monitor answers" {
-    claim live_faults.py orig-hangs
+    claim live-faults.py orig-hangs
 }

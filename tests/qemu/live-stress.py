@@ -24,7 +24,6 @@ those of its parent: so the set must cover every change.
 import argparse
 import array
 import fcntl
-import json
 import mmap
 import os
 import random
@@ -33,12 +32,11 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 
-from qemulib import (Failure, PATIENCE, expect_no_errors, img, lbext, program,
-                     qcow2, remove)
+from daemon import Daemon, Dead, Refused
+from qemulib import Failure, expect_no_errors, img, lbext, qcow2, remove
 import lborig
 
 SECTOR = 512
@@ -308,86 +306,38 @@ class Writer:
 # The daemon
 # --------------------------------------------------------------------------
 
-class Daemon:
-    """qemu-storage-daemon with the disks, each in an iothread of its own."""
+class Guests(Daemon):
+    """The disks, each in an iothread of its own; whatever goes wrong here is a
+    failure."""
 
     def __init__(self, args):
-        remove("qmp", "nbd")
-        argv = [program("P", "qemu-storage-daemon"),
-                "--chardev", "socket,id=qmp,path=qmp,server=on,wait=off",
-                "--monitor", "qmp", "--nbd-server", "addr.type=unix,"
-                "addr.path=nbd"]
+        arguments = []
         for i in range(args.disks):
-            argv += ["--object", f"iothread,id=io{i}",
-                     "--blockdev", f"file,node-name=file{i},discard=unmap,"
-                     f"filename={os.path.abspath(name_of(i))}",
-                     "--blockdev",
-                     f"qcow2,node-name=disk{i},file=file{i},discard=unmap",
-                     "--export", f"nbd,id=disk{i},node-name=disk{i},"
-                     f"writable=on,iothread=io{i}"]
-        with open("log", "ab") as log:
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
-                                            stdout=log, stderr=log)
-        self.stream = None
-        client = socket.socket(socket.AF_UNIX)
-        client.settimeout(PATIENCE)
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                client.connect("qmp")
-                break
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > end:
-                    self.kill()
-                    raise Failure("the daemon does not start\n"
-                                  + said()) from None
-                time.sleep(0.01)
-        self.stream = client.makefile("rw")
-        client.close()
-        self.stream.readline()
-        self.qmp("qmp_capabilities")
+            arguments += ["--object", f"iothread,id=io{i}",
+                          "--blockdev",
+                          f"file,node-name=file{i},discard=unmap,"
+                          f"filename={os.path.abspath(name_of(i))}",
+                          "--blockdev",
+                          f"qcow2,node-name=disk{i},file=file{i},"
+                          "discard=unmap",
+                          "--export", f"nbd,id=disk{i},node-name=disk{i},"
+                          f"writable=on,iothread=io{i}"]
+        super().__init__(os.getcwd(), *arguments)
+        self.connect()
+
+    def event(self, event):
+        if event["event"] == "LIVEBACKUP_BROKEN":
+            raise Failure(f"broken: {event}")
 
     def qmp(self, command, **arguments):
-        """A command that must succeed."""
-        self.stream.write(json.dumps({
-            "execute": command,
-            "arguments": {key.replace("_", "-"): value
-                          for key, value in arguments.items()}}) + "\n")
-        self.stream.flush()
-        answer = {"event": None}
-        while "event" in answer:
-            line = self.stream.readline()
-            if not line:
-                raise Failure(f"the daemon is gone in {command}: "
-                              f"{self.process.wait(PATIENCE)}\n{said()}")
-            answer = json.loads(line)
-            if answer.get("event") == "LIVEBACKUP_BROKEN":
-                raise Failure(f"broken: {line}")
-        if "error" in answer:
-            raise Failure(f"{command} {arguments}: {answer['error']['desc']}")
-        return answer["return"]
-
-    def kill(self):
-        """Whatever it does."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if self.stream:
-            self.stream.close()
-
-    def close(self):
-        """In order."""
-        self.qmp("quit")
-        status = self.process.wait(PATIENCE)
-        if status:
-            raise Failure(f"the daemon ends with {status}\n{said()}")
-        self.kill()
-
-
-def said():
-    """What the daemons said."""
-    with open("log", errors="replace") as file:
-        return file.read()[-4000:]
+        try:
+            return super().qmp(command, **arguments)
+        except Refused as error:
+            raise Failure(f"{command} {arguments}: {error}") from error
+        except Dead as error:
+            raise Failure(f"the daemon is gone in {command}: "
+                          f"{self.process.returncode}\n{self.said()}") \
+                from error
 
 
 def name_of(disk):
@@ -876,7 +826,7 @@ class Stress:
             self.counted["requests"] += len(log) // Writer.FIELDS
             self.model.take(log)
         if bad:
-            raise Failure(f"writers end with {bad}\n{said()}")
+            raise Failure(f"writers end with {bad}")
 
     def close(self):
         """Nothing goes on."""
@@ -890,7 +840,7 @@ class Stress:
         """All rounds, and what is there in the end."""
         for number in range(self.args.rounds):
             if self.daemon is None:
-                self.daemon = Daemon(self.args)
+                self.daemon = Guests(self.args)
             try:
                 self.round(number)
             except Failure as failure:
@@ -1032,7 +982,7 @@ class Stress:
                 disk, data, reader.bad,
                 max(begun, self.model.flushed[disk])))
             reader.close()
-        self.daemon = Daemon(self.args)
+        self.daemon = Guests(self.args)
         self.number += 1
         for disk, clusters in enumerate(anew):
             self.counted["anew"] += len(clusters)

@@ -24,3 +24,9 @@ export QLB_QEMU_ROOT QLB_QEMU QLB_STOCK_QEMU_10 QLB_STOCK_QEMU_7
 claim() {
     "$ORACLE_PYTHON" -B "$abs_top_srcdir/tests/qemu/$1" "$2" </dev/null
 }
+
+# need_shim: the scripts preload it.
+need_shim() {
+    local shim=$abs_top_builddir/tests/fault/shim.so
+    [ -e "$shim" ] || fail "no $shim: make check builds it"
+}

@@ -8,8 +8,7 @@ load qemu
 
 setup() {
     helpers_setup
-    shim=$abs_top_builddir/tests/fault/shim.so
-    [ -e "$shim" ] || fail "no $shim: make check builds it"
+    need_shim
 }
 
 @test "killed at any call of a session: trusted, complete" {
