@@ -262,12 +262,12 @@ int qlb_ext_newest_confirmed(const struct qlb_ext *ext, const char *label)
     return -1;
 }
 
-int qlb_ext_foldable(const struct qlb_ext *ext)
+int qlb_ext_foldable(const struct qlb_ext *ext, int keep)
 {
-    for (unsigned i = 0; i < ext->n_checkpoints; i++) {
-        if (qlb_ext_newest_confirmed(ext, ext->checkpoints[i].label) !=
-            (int)i) {
-            return (int)i;
+    for (int i = 0; i < (int)ext->n_checkpoints; i++) {
+        if (i != keep &&
+            i != qlb_ext_newest_confirmed(ext, ext->checkpoints[i].label)) {
+            return i;
         }
     }
     return -1;

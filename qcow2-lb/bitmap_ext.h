@@ -71,8 +71,9 @@ bool qlb_bitmap_name_is_ours(const char *name, size_t length);
 /* The list. Indexes count from the oldest; -1 where there is none. */
 int qlb_ext_find(const struct qlb_ext *ext, const struct qlb_uuid *uuid);
 int qlb_ext_newest_confirmed(const struct qlb_ext *ext, const char *label);
-/* The checkpoint that is folded when a 33rd is added; -1 if none may be. */
-int qlb_ext_foldable(const struct qlb_ext *ext);
+/* The checkpoint that is folded when a 33rd is added; -1 if none may be. keep:
+ * one that must stay, or -1. */
+int qlb_ext_foldable(const struct qlb_ext *ext, int keep);
 /* Takes record i out of the list. */
 void qlb_ext_remove(struct qlb_ext *ext, unsigned i);
 

@@ -883,7 +883,7 @@ static int find_room(const struct qlb_image *image, const struct qlb_ext *ext,
     if (ext->n_checkpoints < QLB_MAX_CHECKPOINTS) {
         return 0;
     }
-    *fold = qlb_ext_foldable(ext);
+    *fold = qlb_ext_foldable(ext, -1);
     if (*fold < 0) {
         return qlb_fail(err, QLB_E_USAGE, "%s: the image has %d "
                         "checkpoints, each the newest confirmed one of "

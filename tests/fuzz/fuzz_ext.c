@@ -104,7 +104,7 @@ static void use_list(struct qlb_ext *ext)
     }
     while (ext->n_checkpoints > 0) {
         unsigned n = ext->n_checkpoints;
-        int i = qlb_ext_foldable(ext);
+        int i = qlb_ext_foldable(ext, -1);
 
         CHECK(i < (int)n);
         qlb_ext_remove(ext, i < 0 ? n / 2 : (unsigned)i);

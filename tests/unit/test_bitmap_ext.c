@@ -235,7 +235,7 @@ static void test_list(void **state)
 
     (void)state;
     make_ext(&ext, 0);
-    assert_int_equal(qlb_ext_foldable(&ext), -1);
+    assert_int_equal(qlb_ext_foldable(&ext, -1), -1);
     assert_int_equal(qlb_ext_newest_confirmed(&ext, "a"), -1);
     ext.n_checkpoints = 5;
     make_checkpoint(&ext.checkpoints[0], 1, "b", true);
@@ -248,15 +248,16 @@ static void test_list(void **state)
     assert_int_equal(qlb_ext_newest_confirmed(&ext, "b"), 0);
     assert_int_equal(qlb_ext_newest_confirmed(&ext, "c"), -1);
     /* 0 is the newest confirmed one of its label, 1 is not. */
-    assert_int_equal(qlb_ext_foldable(&ext), 1);
+    assert_int_equal(qlb_ext_foldable(&ext, -1), 1);
+    assert_int_equal(qlb_ext_foldable(&ext, 1), 3);
     assert_int_equal(qlb_ext_find(&ext, &third), 2);
     qlb_ext_remove(&ext, 1);
     assert_int_equal(ext.n_checkpoints, 4);
     assert_int_equal(qlb_ext_find(&ext, &third), 1);
-    assert_int_equal(qlb_ext_foldable(&ext), 2);
+    assert_int_equal(qlb_ext_foldable(&ext, -1), 2);
     qlb_ext_remove(&ext, 2);
     qlb_ext_remove(&ext, 2);
-    assert_int_equal(qlb_ext_foldable(&ext), -1);
+    assert_int_equal(qlb_ext_foldable(&ext, -1), -1);
     qlb_ext_remove(&ext, 2);
     assert_int_equal(ext.n_checkpoints, 2);
 }
