@@ -165,17 +165,23 @@ class Ours:
     def __init__(self, *options):
         self.options = options
 
-    def prepare(self, bench, image):
+    @staticmethod
+    def prepare(bench, image):
         bench.img("amend", "-f", "qcow2", "-o", "livebackup=on", image)
+
+    def dump(self, daemon, target, *options):
+        run("lbdump", "-q", f"--qmp={daemon.qmp_path}2", "--disk=disk",
+            "--threads=2", "--force", *options, "-o", f"{target}.lbz")
+
+    def just_before(self, bench, daemon, target):
+        """An incremental needs a parent, and a tenth that has changed since:
+        what the guest wrote while it was measured is everywhere."""
         if self.options:
-            run("lbdump", "-q", "--force", "-o", bench.dir / "parent.lbz", image)
-            tenth = bench.size // 10
-            bench.io(image, *[f"write -P 99 {start} {min(1 << 30, tenth)}"
-                              for start in range(0, tenth, 1 << 30)])
+            self.dump(daemon, target)
+            bench.change_tenth(daemon)
 
     def backup(self, daemon, target):
-        run("lbdump", "-q", f"--qmp={daemon.qmp_path}2", "--disk=disk",
-            "--threads=2", *self.options, "-o", f"{target}.lbz")
+        self.dump(daemon, target, *self.options)
 
 
 class Blockdev:
@@ -186,13 +192,17 @@ class Blockdev:
     def __init__(self, compress):
         self.compress = compress
 
-    def prepare(self, bench, image):
+    @staticmethod
+    def prepare(bench, image):
         """Nothing: the stock QEMU needs no more than the disk."""
 
+    @staticmethod
+    def just_before(bench, daemon, target):
+        """Nothing."""
+
     def backup(self, daemon, target):
-        size = os.stat(target).st_size if os.path.exists(target) else 0
         daemon.qmp("blockdev-create", job_id="c0", options={
-            "driver": "file", "filename": str(target), "size": size})
+            "driver": "file", "filename": str(target), "size": 0})
         time.sleep(0.3)
         daemon.qmp("job-dismiss", id="c0")
         daemon.qmp("blockdev-add", driver="file", filename=str(target),
@@ -236,10 +246,13 @@ class Bench:
     def img(self, *words):
         run(self.options.patched / "qemu-img", *words)
 
-    def io(self, image, *commands):
-        words = [word for command in commands for word in ("-c", command)]
-        run(self.options.patched / "qemu-io", "-t", "none", "-f", "qcow2",
-            *words, image)
+    def change_tenth(self, daemon):
+        """Of the range that the guest writes to."""
+        step = 4 << 20
+        words = [word for offset in range(0, self.size // 10, step)
+                 for word in ("-c", f"write -P 99 {offset} {step}")]
+        run(self.options.patched / "qemu-io", "-f", "raw", *words,
+            f"nbd+unix:///disk?socket={daemon.nbd_path}")
 
     def measure(self, name, kind):
         """One way, one guest: figures before and during."""
@@ -262,9 +275,9 @@ class Bench:
         with Guest(daemon, kind, self.runtime, self.size) as guest:
             time.sleep(self.options.seconds)
             before = guest.stop()
+        way.just_before(self, daemon, target)
         written = daemon.written()
         with Guest(daemon, kind, self.runtime, self.size) as guest:
-            time.sleep(0.5)
             start = time.monotonic()
             way.backup(daemon, target)
             seconds = time.monotonic() - start
