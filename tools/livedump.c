@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -888,6 +889,13 @@ static void init_locks(struct live_set *set)
     pthread_condattr_destroy(&attributes);
 }
 
+/* The guest goes first: compression would take the processors that QEMU needs
+ * to save originals and to answer. Nothing is lost if that is not allowed. */
+static void be_nice(void)
+{
+    setpriority(PRIO_PROCESS, 0, 19);
+}
+
 int livedump(const struct livedump_options *options,
              const struct dump_request *request)
 {
@@ -896,6 +904,7 @@ int livedump(const struct livedump_options *options,
     struct qlb_error err;
     int status = 0;
 
+    be_nice();
     init_locks(&set);
     if (run(&set, &culprit, &err) < 0) {
         give_up(&set);
