@@ -150,7 +150,7 @@ class Guest:
                  for line in open(f"{self.log}_iops.1.log", encoding="ascii")]
         percentile = write["clat_ns"]["percentile"]
         return {"rate": write["iops"],
-                "slowest": min(rates[1:-1] or rates),
+                "slowest": min(rates[1:-1], default="-"),
                 "p50": percentile["50.000000"] / 1e6,
                 "p99": percentile["99.000000"] / 1e6,
                 "p99.9": percentile["99.900000"] / 1e6,
@@ -171,13 +171,13 @@ class Ours:
 
     def dump(self, daemon, target, *options):
         run("lbdump", "-q", f"--qmp={daemon.qmp_path}2", "--disk=disk",
-            "--threads=2", "--force", *options, "-o", f"{target}.lbz")
+            "--threads=2", *options, "-o", f"{target}.lbz")
 
     def just_before(self, bench, daemon, target):
         """An incremental needs a parent, and a tenth that has changed since:
         what the guest wrote while it was measured is everywhere."""
         if self.options:
-            self.dump(daemon, target)
+            self.dump(daemon, f"{target}.parent")
             bench.change_tenth(daemon)
 
     def backup(self, daemon, target):
@@ -259,7 +259,9 @@ class Bench:
         way = WAYS[name]
         image = self.dir / "live.qcow2"
         target = self.dir / "backup.qcow2"
-        for path in (image, target, pathlib.Path(f"{target}.lbz")):
+        for path in self.dir.glob("*.lbz"):
+            path.unlink()
+        for path in (image, target):
             path.unlink(missing_ok=True)
         shutil.copyfile(self.options.disk, image)
         way.prepare(self, image)
@@ -278,6 +280,8 @@ class Bench:
         way.just_before(self, daemon, target)
         written = daemon.written()
         with Guest(daemon, kind, self.runtime, self.size) as guest:
+            if kind == "paced":
+                time.sleep(0.5)     # the other would change too much
             start = time.monotonic()
             way.backup(daemon, target)
             seconds = time.monotonic() - start
