@@ -58,7 +58,8 @@ enum extension_offset {
     EXT_SET_UUID = 32,
     EXT_CHECKPOINT_UUID = 48,
     EXT_TIME = 64,
-    EXTENSION_SIZE = 80,
+    EXT_PARENT_UUID = 72,
+    EXTENSION_SIZE = 96,
 };
 
 _Static_assert(HEADER_LENGTH + EXTENSION_HEAD + EXTENSION_SIZE +
@@ -104,6 +105,7 @@ static void extension_to_disk(const struct qlb_orig *orig, uint8_t *data)
     memcpy(data + EXT_SET_UUID, orig->set_uuid.bytes, 16);
     memcpy(data + EXT_CHECKPOINT_UUID, orig->checkpoint_uuid.bytes, 16);
     put_be64(data + EXT_TIME, orig->time);
+    memcpy(data + EXT_PARENT_UUID, orig->parent_uuid.bytes, 16);
     put_be32(data + EXT_CRC,
              qlb_crc32c_with_hole(data, EXTENSION_SIZE, EXT_CRC));
 }
@@ -207,6 +209,7 @@ enum qlb_orig_verdict qlb_orig_decode_header(const void *data, size_t size,
     memcpy(orig->set_uuid.bytes, extension + EXT_SET_UUID, 16);
     memcpy(orig->checkpoint_uuid.bytes, extension + EXT_CHECKPOINT_UUID, 16);
     orig->time = get_be64(extension + EXT_TIME);
+    memcpy(orig->parent_uuid.bytes, extension + EXT_PARENT_UUID, 16);
     qlb_orig_encode_header(orig, expected);
     return memcmp(bytes, expected, sizeof(expected)) == 0 ? QLB_ORIG_GOOD
                                                           : QLB_ORIG_DAMAGED;

@@ -14,7 +14,7 @@
 
 #include "uuid.h"
 
-#define QLB_ORIG_HEADER_SIZE 200
+#define QLB_ORIG_HEADER_SIZE 216
 #define QLB_ORIG_MAX_CLUSTER_BITS 21
 #define QLB_ORIG_ZERO UINT64_C(1) /* an L2 entry, in host order */
 
@@ -24,6 +24,7 @@ struct qlb_orig {
     uint32_t l1_entries;
     uint64_t l1_offset, l2_offset, data_offset; /* of the file, in bytes */
     struct qlb_uuid image_uuid, set_uuid, checkpoint_uuid;
+    struct qlb_uuid parent_uuid; /* zero: every unit is saved */
     uint64_t time; /* seconds since 1970 */
 };
 

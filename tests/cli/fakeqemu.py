@@ -69,9 +69,10 @@ class Orig:
             extension += value.to_bytes(size, "big")
         for text in (disk.image_uuid, set_uuid, checkpoint):
             extension += uuid.UUID(text).bytes
-        extension += now.to_bytes(8, "big") + bytes(8)
+        extension += now.to_bytes(8, "big")
+        extension += uuid.UUID(disk.parent or ZERO_UUID).bytes + bytes(8)
         extension[4:8] = lbext.crc32c(bytes(extension)).to_bytes(4, "big")
-        header += (0x4C424F52).to_bytes(4, "big") + (80).to_bytes(4, "big")
+        header += (0x4C424F52).to_bytes(4, "big") + (96).to_bytes(4, "big")
         header += extension + bytes(8)
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.pwrite(self.fd, bytes(header), 0)

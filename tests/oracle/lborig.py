@@ -29,7 +29,7 @@ DATA = Layout(
     ("version", 4, "int"), ("crc", 4, "int"), ("unit", 8, "int"),
     ("image_uuid", 16, "uuid"), ("set_uuid", 16, "uuid"),
     ("checkpoint_uuid", 16, "uuid"), ("time", 8, "int"),
-    ("reserved72", 8, "int"))
+    ("parent_uuid", 16, "uuid"), ("reserved88", 8, "int"))
 
 
 class NoOrig(Exception):
@@ -68,11 +68,11 @@ class Orig:
         self.data = DATA.decode(data, start)
         raw = bytes(data[start:start + DATA.size])
         self.must(extension["length"] == DATA.size,
-                  "the extension is 80 bytes long")
+                  "the extension is 96 bytes long")
         self.must(self.data["version"] == 1, "the version is 1")
         self.must(self.data["crc"] == lbext.crc32c(
             raw[:4] + bytes(4) + raw[8:]), "the checksum is right")
-        self.must(self.data["reserved72"] == 0, "the reserved bytes are zero")
+        self.must(self.data["reserved88"] == 0, "the reserved bytes are zero")
         self.must(not any(data[start + DATA.size:start + DATA.size + 8]),
                   "the end marker follows")
         unit = self.data["unit"]

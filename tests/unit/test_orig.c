@@ -22,7 +22,7 @@
 #define EXTENSION_AT 104
 #define DATA_AT 112
 #define CRC_AT (DATA_AT + 4)
-#define DATA_SIZE 80
+#define DATA_SIZE 96
 
 /* The checksum written a second time, bit by bit. */
 static uint32_t crc_of(uint8_t *header)
@@ -52,6 +52,7 @@ static void make_orig(struct qlb_orig *orig, uint64_t size, unsigned bits)
         orig->image_uuid.bytes[i] = (uint8_t)(0x10 + i);
         orig->set_uuid.bytes[i] = (uint8_t)(0x20 + i);
         orig->checkpoint_uuid.bytes[i] = (uint8_t)(0x30 + i);
+        orig->parent_uuid.bytes[i] = (uint8_t)(0x50 + i);
     }
     orig->time = 0x4041424344454647;
 }
@@ -159,8 +160,8 @@ static const uint8_t golden[QLB_ORIG_HEADER_SIZE] = {
     0, 0, 0, 0, 0, 0, 0, 0, /* compatible */
     0, 0, 0, 0, 0, 0, 0, 0, /* autoclear */
     0, 0, 0, 4, 0, 0, 0, 104, /* refcount order, header length */
-    'L', 'B', 'O', 'R', 0, 0, 0, 80,
-    0, 0, 0, 1, 0x76, 0x32, 0xdd, 0x90, /* version, checksum */
+    'L', 'B', 'O', 'R', 0, 0, 0, 96,
+    0, 0, 0, 1, 0xf4, 0x67, 0x01, 0xae, /* version, checksum */
     0, 0, 0, 0, 0, 1, 0, 0, /* unit */
     0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, /* image */
     0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f,
@@ -169,6 +170,8 @@ static const uint8_t golden[QLB_ORIG_HEADER_SIZE] = {
     0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37, /* checkpoint */
     0x38, 0x39, 0x3a, 0x3b, 0x3c, 0x3d, 0x3e, 0x3f,
     0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47, /* T */
+    0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56, 0x57, /* parent */
+    0x58, 0x59, 0x5a, 0x5b, 0x5c, 0x5d, 0x5e, 0x5f,
     0, 0, 0, 0, 0, 0, 0, 0, /* reserved */
     0, 0, 0, 0, 0, 0, 0, 0, /* end */
 };
@@ -282,7 +285,7 @@ static void test_wrong_values(void **state)
         fix_crc(header);
         expect_verdict(header, QLB_ORIG_DAMAGED);
     }
-    for (size_t i = DATA_AT + 72; i < DATA_AT + 80; i++) {
+    for (size_t i = DATA_AT + 88; i < DATA_AT + 96; i++) {
         memcpy(header, golden, sizeof(header));
         header[i] = 1;
         fix_crc(header);
