@@ -341,12 +341,20 @@ enum qlb_trust qlb_image_trust_since(const struct qlb_image *image,
     return qlb_image_trust_between(image, i, image->ext.n_checkpoints);
 }
 
+/* Whether all that is wrong is that the last writes may be missing. */
+static bool lacks_syncs(const struct qlb_image *image)
+{
+    return image->trust == QLB_TRUST_POWER_LOSS ||
+           image->trust == QLB_TRUST_MOVED_OPEN;
+}
+
 enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
                                        unsigned i, unsigned until)
 {
     enum qlb_trust found = QLB_TRUSTED;
 
-    if (image->trust != QLB_TRUSTED) {
+    if (image->trust != QLB_TRUSTED &&
+        (until == image->ext.n_checkpoints || !lacks_syncs(image))) {
         return image->trust;
     }
     if (i >= image->ext.n_checkpoints) {

@@ -125,6 +125,12 @@ int qlb_image_confirm(struct qlb_image *image, unsigned i,
 int qlb_image_fold(struct qlb_image *image, unsigned i,
                    struct qlb_error *err);
 
+/* Ends a backup that was interrupted, as its QEMU would have: checkpoint i is
+ * confirmed, with the first bytes of its archive's root digest. One write of
+ * the header. */
+int qlb_image_end_backup(struct qlb_image *image, unsigned i,
+                         const uint8_t root[8], struct qlb_error *err);
+
 struct qlb_recovery {
     unsigned dropped_checkpoints;
     uint64_t freed_clusters;

@@ -1,5 +1,5 @@
-/* What image.c, image_changes.c, image_update.c and image_recover.c share: the
- * state of an open image. Of no interest to others.
+/* What image.c, image_changes.c, image_update.c, image_recover.c and live.c
+ * share: the state of an open image. Of no interest to others.
  *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
@@ -56,7 +56,8 @@ int qlb_image_load_state(struct qlb_image *image, struct qlb_error *err);
 int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,
                          struct qlb_error *err);
 
-/* As qlb_image_trust_since, of the bitmaps i to until - 1. */
+/* As qlb_image_trust_since, of the bitmaps i to until - 1. Without the newest
+ * one a power loss does no harm: the others were synced when they were frozen. */
 enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
                                        unsigned i, unsigned until);
 

@@ -981,14 +981,10 @@ int qlb_image_fold(struct qlb_image *image, unsigned i,
 
 /* ---- confirm ---- */
 
-/* Boot id and device stay: no bitmap is written here, so what they say of the
- * bits is as true as before. */
-int qlb_image_confirm(struct qlb_image *image, unsigned i,
-                      struct qlb_error *err)
+static int begin_confirm(struct update *u, struct qlb_image *image, unsigned i,
+                         struct qlb_error *err)
 {
-    struct update u;
-
-    if (update_begin(&u, image, err) < 0) {
+    if (update_begin(u, image, err) < 0) {
         return -1;
     }
     if (image->trust != QLB_TRUSTED) {
@@ -998,20 +994,36 @@ int qlb_image_confirm(struct qlb_image *image, unsigned i,
         return qlb_fail(err, QLB_E_USAGE, "%s: no such checkpoint",
                         image->io->name);
     }
-    if (image->ext.checkpoints[i].confirmed) {
-        return 0;
-    }
-    u.ext.checkpoints[i].confirmed = true;
-    if (commit_header(&u, true, err) < 0) {
-        return -1;
-    }
-    image->may_undo = false;
     return 0;
 }
 
-/* ---- for recover ---- */
+/* Boot id and device stay: no bitmap is written here, so what they say of the
+ * bits is as true as before. */
+static int commit_confirm(struct update *u, unsigned i, struct qlb_error *err)
+{
+    u->ext.checkpoints[i].confirmed = true;
+    if (commit_header(u, true, err) < 0) {
+        return -1;
+    }
+    u->image->may_undo = false;
+    return 0;
+}
 
-static void give_up_backup(struct qlb_ext *ext)
+int qlb_image_confirm(struct qlb_image *image, unsigned i,
+                      struct qlb_error *err)
+{
+    struct update u;
+
+    if (begin_confirm(&u, image, i, err) < 0) {
+        return -1;
+    }
+    return image->ext.checkpoints[i].confirmed ? 0
+                                               : commit_confirm(&u, i, err);
+}
+
+/* ---- the end of a backup ---- */
+
+static void clear_backup(struct qlb_ext *ext)
 {
     ext->state = QLB_STATE_NONE;
     ext->released = false;
@@ -1019,6 +1031,21 @@ static void give_up_backup(struct qlb_ext *ext)
     memset(&ext->set_uuid, 0, sizeof(ext->set_uuid));
     ext->begin_time = 0;
 }
+
+int qlb_image_end_backup(struct qlb_image *image, unsigned i,
+                         const uint8_t root[8], struct qlb_error *err)
+{
+    struct update u;
+
+    if (begin_confirm(&u, image, i, err) < 0) {
+        return -1;
+    }
+    clear_backup(&u.ext);
+    memcpy(u.ext.checkpoints[i].root, root, sizeof(u.ext.checkpoints[i].root));
+    return commit_confirm(&u, i, err);
+}
+
+/* ---- for recover ---- */
 
 int qlb_image_clean(struct qlb_image *image, unsigned drop, bool clear_state,
                     struct qlb_error *err)
@@ -1040,7 +1067,7 @@ int qlb_image_clean(struct qlb_image *image, unsigned drop, bool clear_state,
         }
     }
     if (clear_state) {
-        give_up_backup(&u.ext);
+        clear_backup(&u.ext);
     }
     plan_drop_front(&u, drop);
     if (header_only) {

@@ -21,12 +21,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "bitmap.h"
 #include "bitmap_ext.h"
 #include "blkio.h"
 #include "byteorder.h"
 #include "checked.h"
+#include "image_state.h"
 #include "orig.h"
 #include "qcow2_layer.h"
 
@@ -148,6 +150,7 @@ static int decode_orig(struct qlb_live *live, struct qlb_error *err)
     }
 }
 
+/* checkpoint: NULL stands for any that the image has. */
 static int open_orig(struct qlb_live *live, const char *path,
                      const struct qlb_uuid *checkpoint, struct qlb_error *err)
 {
@@ -161,13 +164,40 @@ static int open_orig(struct qlb_live *live, const char *path,
     }
     if (!qlb_uuid_equal(&orig->set_uuid, &live->set) ||
         !qlb_uuid_equal(&orig->image_uuid, &ext->image_uuid) ||
-        !qlb_uuid_equal(&orig->checkpoint_uuid, checkpoint) ||
+        (checkpoint != NULL &&
+         !qlb_uuid_equal(&orig->checkpoint_uuid, checkpoint)) ||
         orig->disk_size != qlb_disk_size(disk) ||
         (UINT64_C(1) << orig->cluster_bits) <
             qlb_disk_header(disk)->cluster_size) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: holds the originals of "
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: holds the originals of "
                         "another backup", path);
     }
+    return 0;
+}
+
+static int open_files(struct qlb_live *live, const char *image, unsigned flags,
+                      struct qlb_error *err)
+{
+    bool direct = flags & QLB_IMAGE_DIRECT;
+
+    live->image = open_image(image, flags, err);
+    if (live->image != NULL) {
+        live->header_io = qlb_blkio_open(image, direct ? QLB_BLKIO_DIRECT : 0,
+                                         err);
+    }
+    return live->header_io == NULL ? -1 : 0;
+}
+
+static int find_checkpoint(struct qlb_live *live,
+                           const struct qlb_uuid *checkpoint,
+                           struct qlb_error *err)
+{
+    int i = qlb_ext_find(qlb_image_ext(live->image), checkpoint);
+
+    if (i < 0) {
+        return broken(live->header_io, "its checkpoint is gone", err);
+    }
+    live->checkpoint = (unsigned)i;
     return 0;
 }
 
@@ -176,31 +206,20 @@ static int live_open(struct qlb_live *live, const char *image,
                      unsigned flags, struct qlb_error *err)
 {
     bool direct = flags & QLB_LIVE_DIRECT;
-    const struct qlb_ext *ext;
-    int i;
 
-    live->image = open_image(image, QLB_IMAGE_NO_LOCK |
-                             (direct ? QLB_IMAGE_DIRECT : 0), err);
-    if (live->image != NULL) {
-        live->header_io = qlb_blkio_open(image, direct ? QLB_BLKIO_DIRECT : 0,
-                                         err);
-    }
-    if (live->header_io == NULL) {
+    if (open_files(live, image, QLB_IMAGE_NO_LOCK |
+                   (direct ? QLB_IMAGE_DIRECT : 0), err) < 0) {
         return -1;
     }
     if (qlb_live_disk(live) == NULL) {
         *err = *qlb_image_disk_error(live->image);
         return -1;
     }
-    ext = qlb_image_ext(live->image);
-    if (check_state(live->header_io, ext, &live->set, err) < 0) {
+    if (check_state(live->header_io, qlb_image_ext(live->image), &live->set,
+                    err) < 0 ||
+        find_checkpoint(live, checkpoint, err) < 0) {
         return -1;
     }
-    i = qlb_ext_find(ext, checkpoint);
-    if (i < 0) {
-        return broken(live->header_io, "its checkpoint is gone", err);
-    }
-    live->checkpoint = (unsigned)i;
     return open_orig(live, orig, checkpoint, err);
 }
 
@@ -217,6 +236,103 @@ struct qlb_live *qlb_live_open(const char *image, const char *orig,
     }
     live->set = *set;
     if (live_open(live, image, orig, checkpoint, flags, err) < 0) {
+        qlb_live_close(live);
+        return NULL;
+    }
+    return live;
+}
+
+/* ---- opening what was interrupted ---- */
+
+static int lost(const struct qlb_live *live, const char *why,
+                struct qlb_error *err)
+{
+    return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the interrupted backup is "
+                    "lost: %s", live->header_io->name, why);
+}
+
+/* The page cache is gone with the host, or stayed at another one. */
+static const char *missed_writes(const struct qlb_image *image)
+{
+    const struct qlb_ext *ext = &image->ext;
+
+    if ((ext->flags & QLB_EXT_DURABLE) != 0) {
+        return NULL;
+    }
+    if (memcmp(ext->boot_id, image->seen.boot_id, sizeof(ext->boot_id)) != 0) {
+        return "the host was restarted, and the backup was not durable";
+    }
+    if (ext->device != image->seen.device) {
+        return "the image was moved, and the backup was not durable";
+    }
+    return NULL;
+}
+
+/* The rules of live-backup.md, "An interrupted backup". */
+static int check_interrupted(const struct qlb_live *live,
+                             struct qlb_error *err)
+{
+    const struct qlb_image *image = live->image;
+    const struct qlb_ext *ext = &image->ext;
+    const char *why = NULL;
+
+    switch (ext->state) {
+    case QLB_STATE_RUNNING:
+        break;
+    case QLB_STATE_BROKEN:
+        return lost(live, "an original could not be saved", err);
+    case QLB_STATE_INTERRUPTED:
+        return lost(live, "the image was opened for writing since", err);
+    default:
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: no backup was interrupted",
+                        live->header_io->name);
+    }
+    if (!image->seen.autoclear_livebackup) {
+        why = "another program has opened the image for writing since";
+    } else if (ext->released) {
+        why = "what had been released was overwritten";
+    } else if (image->trust != QLB_TRUSTED &&
+               image->trust != QLB_TRUST_POWER_LOSS &&
+               image->trust != QLB_TRUST_MOVED_OPEN) {
+        why = qlb_trust_reason(image->trust);
+    } else {
+        why = missed_writes(image);
+    }
+    return why == NULL ? 0 : lost(live, why, err);
+}
+
+static int open_interrupted(struct qlb_live *live, const char *image,
+                            const char *orig, bool write,
+                            struct qlb_error *err)
+{
+    if (open_files(live, image, write ? QLB_IMAGE_WRITE : 0, err) < 0 ||
+        check_interrupted(live, err) < 0) {
+        return -1;
+    }
+    if (qlb_live_disk(live) == NULL) {
+        *err = *qlb_image_disk_error(live->image);
+        return -1;
+    }
+    live->set = qlb_image_ext(live->image)->set_uuid;
+    if (access(orig, F_OK) < 0 && errno == ENOENT) {
+        return lost(live, "its originals are gone", err);
+    }
+    if (open_orig(live, orig, NULL, err) < 0) {
+        return -1;
+    }
+    return find_checkpoint(live, &live->orig.checkpoint_uuid, err);
+}
+
+struct qlb_live *qlb_live_open_interrupted(const char *image, const char *orig,
+                                           bool write, struct qlb_error *err)
+{
+    struct qlb_live *live = calloc(1, sizeof(*live));
+
+    if (live == NULL) {
+        qlb_fail_errno(err, ENOMEM, "%s", image);
+        return NULL;
+    }
+    if (open_interrupted(live, image, orig, write, err) < 0) {
         qlb_live_close(live);
         return NULL;
     }
@@ -249,6 +365,13 @@ const struct qlb_disk *qlb_live_disk(const struct qlb_live *live)
 unsigned qlb_live_checkpoint(const struct qlb_live *live)
 {
     return live->checkpoint;
+}
+
+const struct qlb_uuid *qlb_live_parent(const struct qlb_live *live)
+{
+    const struct qlb_uuid *parent = &live->orig.parent_uuid;
+
+    return qlb_uuid_is_zero(parent) ? NULL : parent;
 }
 
 /* Where one cluster of a unit was data all of it may be saved as data. */

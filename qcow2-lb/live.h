@@ -3,7 +3,8 @@
  * The patched QEMU has the image open and goes on writing to it; what it
  * overwrites it saves in the orig before. Both are read here from another
  * process of the same host, without locks, by the protocol of live-backup.md
- * ("Reading it from another process").
+ * ("Reading it from another process"). Where QEMU was killed meanwhile, image
+ * and orig can be read in the same way ("An interrupted backup").
  *
  * As with qlb_disk: a `struct qlb_live` is shared by threads, each of which
  * reads through a `struct qlb_live_reader` of its own.
@@ -36,6 +37,12 @@ struct qlb_live *qlb_live_open(const char *image, const char *orig,
                                const struct qlb_uuid *set,
                                const struct qlb_uuid *checkpoint,
                                unsigned flags, struct qlb_error *err);
+/* The same for a backup whose QEMU was killed, whichever it was. The image is
+ * locked, as a reader does or, with `write`, as a writer: qlb_live_image() may
+ * be changed then. QLB_E_UNTRUSTED where image and orig are no longer what the
+ * disk was, with the reason. */
+struct qlb_live *qlb_live_open_interrupted(const char *image, const char *orig,
+                                           bool write, struct qlb_error *err);
 void qlb_live_close(struct qlb_live *live); /* NULL is allowed */
 
 /* The image, as it was read at open; its extension is there. The disk, which
@@ -46,6 +53,10 @@ const struct qlb_disk *qlb_live_disk(const struct qlb_live *live);
 
 /* Index of the set's checkpoint in the extension's list. */
 unsigned qlb_live_checkpoint(const struct qlb_live *live);
+
+/* UUID of the parent; NULL where all of the disk can be read. Else only what
+ * changed since then can be: the rest was not saved. */
+const struct qlb_uuid *qlb_live_parent(const struct qlb_live *live);
 
 /* As qlb_disk_content_limit. */
 uint64_t qlb_live_content_limit(const struct qlb_live *live);

@@ -88,6 +88,17 @@ bool dump_archive_is_safe(const struct dump_archive *archive,
     return qlb_outfile_is_regular(archive->out) || request->trust_pipe;
 }
 
+bool dump_archive_is_named(const struct dump_archive *archive,
+                           const struct qlb_error *err)
+{
+    const char *path = archive->path != NULL ? archive->path
+                                             : "standard output";
+
+    return tool_names(err, path) ||
+           (archive->out != NULL &&
+            tool_names(err, qlb_outfile_name(archive->out)));
+}
+
 void dump_archive_close(struct dump_archive *archive)
 {
     qlb_lbz_writer_free(archive->writer);

@@ -60,6 +60,9 @@ int dump_archive_is_disk(const struct dump_archive *archive,
 /* A pipe proves nothing about its other end. */
 bool dump_archive_is_safe(const struct dump_archive *archive,
                           const struct dump_request *request);
+/* Whether the error is about the archive, and not about the disk. */
+bool dump_archive_is_named(const struct dump_archive *archive,
+                           const struct qlb_error *err);
 void dump_archive_close(struct dump_archive *archive);
 
 /* All of the disk that the archive, the opaque pointer, is of. */

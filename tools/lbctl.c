@@ -225,6 +225,19 @@ static void print_checkpoint(struct qlb_image *image, unsigned i)
     }
 }
 
+/* Whether a backup is called running, and nobody runs it. */
+static bool is_left(const struct qlb_ext *ext, const char *path)
+{
+    struct qlb_error err;
+    struct qlb_image *image = NULL;
+
+    if (ext->state == QLB_STATE_RUNNING) {
+        image = qlb_image_open(path, 0, &err);
+    }
+    qlb_image_close(image);
+    return image != NULL;
+}
+
 static int status_text(struct qlb_image *image, const char *path)
 {
     const struct qlb_ext *ext = qlb_image_ext(image);
@@ -247,8 +260,11 @@ static int status_text(struct qlb_image *image, const char *path)
                    qlb_trust_reason(trust), qlb_trust_keyword(trust));
         }
         if (ext->state != QLB_STATE_NONE) {
-            printf("backup %s since %s\n", backup_states[ext->state],
-                   tool_format_time(ext->begin_time, text));
+            printf("backup %s since %s%s\n", backup_states[ext->state],
+                   tool_format_time(ext->begin_time, text),
+                   is_left(ext, path)
+                       ? ", but no QEMU has the image open; see lbdump "
+                         "--interrupted" : "");
         }
         for (unsigned i = 0; i < ext->n_checkpoints; i++) {
             print_checkpoint(image, i);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "dump_archive.h"
+#include "interrupted.h"
 #include "livedump.h"
 #include "tool.h"
 
@@ -23,7 +24,7 @@ enum {
     OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
     OPT_CHAIN, OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS,
     OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON, OPT_QMP,
-    OPT_DISK,
+    OPT_DISK, OPT_INTERRUPTED, OPT_ORIG, OPT_DURABLE,
 };
 
 static const struct tool_option options[] = {
@@ -37,6 +38,12 @@ static const struct tool_option options[] = {
       "dump disks of the running QEMU whose monitor is there" },
     { "disk", OPT_DISK, "NAME",
       "with --qmp: that disk (default: all with livebackup on)" },
+    { "durable", OPT_DURABLE, NULL,
+      "with --qmp: what was begun survives a power loss" },
+    { "interrupted", OPT_INTERRUPTED, NULL,
+      "dump the point in time of a backup during which QEMU was killed" },
+    { "orig", OPT_ORIG, "FILE",
+      "with --interrupted: the saved originals (default: DISK.orig.qcow2)" },
     { "chain", OPT_CHAIN, "NAME", "label of the chain (default: main)" },
     { "copy", OPT_COPY, NULL, "leave the image untouched: no checkpoint" },
     { "trust-pipe", OPT_TRUST_PIPE, NULL,
@@ -70,9 +77,11 @@ static const struct tool tool = {
 struct lbdump {
     /* asked for */
     const char *path;
-    bool copy;
+    bool copy, labelled;
     struct dump_request request;
     struct livedump_options live; /* where it has a socket */
+    bool interrupted;
+    const char *orig;
 
     /* found and decided */
     struct qlb_image *image;    /* NULL with --overlay */
@@ -594,6 +603,7 @@ static void parse_option(struct lbdump *d, int option)
         break;
     case OPT_CHAIN:
         d->request.label = parse_label(optarg);
+        d->labelled = true;
         break;
     case OPT_COPY:
         d->copy = true;
@@ -610,6 +620,15 @@ static void parse_option(struct lbdump *d, int option)
         break;
     case OPT_DISK:
         d->live.disks = add_name(d->live.disks, &d->live.n_disks);
+        break;
+    case OPT_DURABLE:
+        d->live.durable = true;
+        break;
+    case OPT_INTERRUPTED:
+        d->interrupted = true;
+        break;
+    case OPT_ORIG:
+        d->orig = optarg;
         break;
     case OPT_FORCE:
         d->request.force = true;
@@ -672,6 +691,23 @@ static void check_live_options(const struct lbdump *d, int operands)
     }
 }
 
+/* The backup was begun as what it is. */
+static void check_interrupted_options(const struct lbdump *d)
+{
+    if (d->live.socket != NULL) {
+        tool_usage("--interrupted is for a QEMU that is gone; it excludes "
+                   "--qmp");
+    }
+    if (d->request.mode != DUMP_FULL) {
+        tool_usage("--interrupted dumps what the backup was begun for; it "
+                   "excludes --incremental, --since, --auto and --overlay");
+    }
+    if (d->labelled) {
+        tool_usage("--interrupted keeps the label of the backup; it excludes "
+                   "--chain");
+    }
+}
+
 static void parse_options(struct lbdump *d, int argc, char **argv)
 {
     int option;
@@ -679,10 +715,17 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(d, option);
     }
+    if (d->interrupted) {
+        check_interrupted_options(d);
+    } else if (d->orig != NULL) {
+        tool_usage("--orig names saved originals; it wants --interrupted");
+    }
     if (d->live.socket != NULL) {
         check_live_options(d, argc - optind);
     } else if (d->live.n_disks > 0) {
         tool_usage("--disk names a disk of a running QEMU; it wants --qmp");
+    } else if (d->live.durable) {
+        tool_usage("--durable is for a running QEMU; it wants --qmp");
     } else if (argc - optind != 1) {
         tool_usage("one DISK is wanted, %d given", argc - optind);
     }
@@ -696,24 +739,25 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
     }
 }
 
-/* Whether the message begins with the name of the output: then it is not
- * about the disk. */
-static bool names_output(const struct lbdump *d, const struct qlb_error *err)
-{
-    const struct dump_archive *a = &d->archive;
-    const char *name = a->out != NULL ? qlb_outfile_name(a->out)
-                       : a->path != NULL ? a->path : "standard output";
-    size_t len = strlen(name);
-
-    return strncmp(err->message, name, len) == 0 &&
-           err->message[len] == ':';
-}
-
 static int dump_live(struct lbdump *d)
 {
     int status = livedump(&d->live, &d->request);
 
     free(d->live.disks);
+    free(d->live.outputs);
+    return status;
+}
+
+static int dump_what_was_left(struct lbdump *d)
+{
+    struct interrupted_options left = {
+        .disk = d->path,
+        .orig = d->orig,
+        .output = d->archive.path,
+        .copy = d->copy,
+    };
+    int status = dump_interrupted(&left, &d->request);
+
     free(d->live.outputs);
     return status;
 }
@@ -739,8 +783,12 @@ int main(int argc, char **argv)
     if (d.live.socket != NULL) {
         return dump_live(&d);
     }
+    if (d.interrupted) {
+        return dump_what_was_left(&d);
+    }
     if (dump_disk(&d, &err) < 0) {
-        status = tool_fail(names_output(&d, &err) ? NULL : d.path, &err);
+        status = tool_fail(dump_archive_is_named(&d.archive, &err)
+                               ? NULL : d.path, &err);
         tool_discard_stdout(d.archive.path == NULL ? d.archive.out : NULL);
     } else {
         d.archive.seconds = tool_clock() - start;

@@ -20,9 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <time.h>
 
+#include "live_source.h"
 #include "qmp.h"
 
 /* What the archive has is released when it is so much, or after a second. */
@@ -41,9 +41,7 @@ struct live_disk {
     uint64_t unit;
     bool direct;
 
-    struct qlb_live *live;
-    unsigned since;      /* index of the parent; where incremental */
-    struct qlb_changes *changes;
+    struct live_source source;
     struct dump_archive archive;
 
     /* bytes from the start; under the set's lock */
@@ -264,6 +262,9 @@ static json_t *begin_arguments(const struct live_set *set, const char *mode)
     }
     arguments = json_pack("{s:s, s:o, s:s, s:s}", "job-id", set->job, "disks",
                           disks, "mode", mode, "label", request->label);
+    if (set->options->durable) {
+        json_object_set_new(arguments, "durable", json_true());
+    }
     if (request->mode == DUMP_SINCE) {
         json_object_set_new(arguments, "since",
                             json_string(qlb_uuid_format(&request->since,
@@ -556,35 +557,9 @@ static int stop_keeper(struct live_set *set, struct qlb_error *err)
     return 0;
 }
 
-/* ---- the source ---- */
+/* ---- one disk ---- */
 
-static void *source_reader_new(void *opaque, struct qlb_error *err)
-{
-    struct live_disk *disk = opaque;
-
-    return qlb_live_reader_new(disk->live, err);
-}
-
-static void source_reader_free(void *reader)
-{
-    qlb_live_reader_free(reader);
-}
-
-static int source_extent(void *reader, uint64_t offset, uint64_t length,
-                         enum qlb_extent_type *type, uint64_t *run,
-                         struct qlb_error *err)
-{
-    return qlb_live_extent(reader, offset, length, type, run, err);
-}
-
-static int source_read(void *reader, void *buf, uint64_t offset,
-                       uint64_t length, struct qlb_error *err)
-{
-    return qlb_live_read(reader, buf, offset, length, err);
-}
-
-static int source_passed(void *opaque, uint64_t end_offset,
-                         struct qlb_error *err)
+static int passed(void *opaque, uint64_t end_offset, struct qlb_error *err)
 {
     struct live_disk *disk = opaque;
     struct live_set *set = disk->set;
@@ -603,126 +578,40 @@ static int source_passed(void *opaque, uint64_t end_offset,
     return ret;
 }
 
-static struct dump_source source_of(struct live_disk *disk)
+/* Whether the orig is of what QEMU told of. */
+static int check_parent(const struct live_disk *disk, struct qlb_error *err)
 {
-    return (struct dump_source) {
-        .size = disk->archive.header.virtual_size,
-        .limit = qlb_live_content_limit(disk->live),
-        .reader_new = source_reader_new,
-        .reader_free = source_reader_free,
-        .extent = source_extent,
-        .read = source_read,
-        .passed = source_passed,
-        .opaque = disk,
-    };
-}
+    const struct qlb_uuid *parent = qlb_live_parent(disk->source.live);
 
-/* ---- ranges ---- */
-
-static int changed(void *opaque, uint64_t offset, uint64_t *start,
-                   uint64_t *length, struct qlb_error *err)
-{
-    struct live_disk *disk = opaque;
-    const struct qlb_ext *ext = qlb_image_ext(qlb_live_image(disk->live));
-
-    if (qlb_changes_next(disk->changes, offset, start, length, err) < 0) {
-        return -1;
+    if ((parent != NULL) == disk->set->incremental &&
+        (parent == NULL || qlb_uuid_equal(parent, &disk->parent))) {
+        return 0;
     }
-    if (*length == 0) {
-        dump_cut_range(disk->archive.header.virtual_size,
-                       ext->checkpoints[disk->since].virtual_size, offset,
-                       start, length);
-    }
-    return 0;
-}
-
-/* ---- one disk ---- */
-
-static int find_parent(struct live_disk *disk, struct qlb_error *err)
-{
-    struct qlb_image *image = qlb_live_image(disk->live);
-    unsigned until = qlb_live_checkpoint(disk->live);
-    int i = qlb_ext_find(qlb_image_ext(image), &disk->parent);
-
-    if (i < 0 || (unsigned)i >= until) {
-        return qlb_fail(err, QLB_E_UNTRUSTED, "the image does not have the "
-                        "checkpoint that the backup goes on from");
-    }
-    disk->since = (unsigned)i;
-    disk->changes = qlb_image_changes_between(image, disk->since, until, err);
-    return disk->changes == NULL ? -1 : 0;
-}
-
-static void make_header(struct live_disk *disk)
-{
-    const struct qlb_ext *ext = qlb_image_ext(qlb_live_image(disk->live));
-    unsigned index = qlb_live_checkpoint(disk->live);
-    struct qlb_lbz_header *h = &disk->archive.header;
-
-    dump_archive_begin(&disk->archive, disk->set->request,
-                       qlb_disk_size(qlb_live_disk(disk->live)));
-    h->time = ext->checkpoints[index].time;
-    h->uuid = disk->checkpoint;
-    h->set = disk->set->uuid;
-    h->image_uuid = ext->image_uuid;
-    if (disk->set->incremental) {
-        dump_archive_increment(&disk->archive, ext, disk->since, index,
-                               UINT64_MAX);
-    }
-}
-
-static int check_output(const struct live_disk *disk, struct qlb_error *err)
-{
-    struct stat st;
-
-    return dump_archive_stat(&disk->archive, &st) &&
-                   qlb_live_has_file(disk->live, &st)
-               ? dump_archive_is_disk(&disk->archive, err) : 0;
+    return qlb_fail(err, QLB_E_UNTRUSTED, "%s: holds the originals of another "
+                    "backup", disk->orig);
 }
 
 static int open_disk(struct live_disk *disk, struct qlb_error *err)
 {
-    disk->live = qlb_live_open(disk->filename, disk->orig, &disk->set->uuid,
-                               &disk->checkpoint,
-                               disk->direct ? QLB_LIVE_DIRECT : 0, err);
-    if (disk->live == NULL || check_output(disk, err) < 0 ||
-        (disk->set->incremental && find_parent(disk, err) < 0)) {
+    struct live_source *source = &disk->source;
+
+    source->live = qlb_live_open(disk->filename, disk->orig, &disk->set->uuid,
+                                 &disk->checkpoint,
+                                 disk->direct ? QLB_LIVE_DIRECT : 0, err);
+    source->passed = passed;
+    source->opaque = disk;
+    if (source->live == NULL || check_parent(disk, err) < 0) {
         return -1;
     }
-    make_header(disk);
-    return 0;
+    return live_source_prepare(source, &disk->archive, disk->set->request,
+                               err);
 }
 
 /* The archive is whole afterwards, but has no name yet. */
 static int dump_disk(struct live_disk *disk, struct qlb_error *err)
 {
-    struct dump_archive *a = &disk->archive;
-    bool incremental = disk->set->incremental;
-    struct dump_options options = disk->set->request->dump;
-    struct dump_source source = source_of(disk);
-    struct dump_ranges ranges = {
-        .next = incremental ? changed : dump_whole_disk,
-        .opaque = incremental ? (void *)disk : (void *)a,
-    };
-    double start = tool_clock();
-
-    if (incremental &&
-        qlb_changes_bytes(disk->changes, &options.expected, err) < 0) {
-        return -1;
-    }
-    a->writer = qlb_lbz_writer_new(a->out, &a->header, err);
-    if (a->writer == NULL ||
-        dump_run(&source, &ranges, incremental, &options, a->writer,
-                 err) < 0 ||
-        qlb_live_check(disk->live, err) < 0 ||
-        source_passed(disk, a->header.virtual_size, err) < 0 ||
-        qlb_lbz_writer_seal(a->writer, a->root, err) < 0 ||
-        qlb_lbz_writer_finish(a->writer, &a->totals, err) < 0 ||
-        qlb_outfile_sync(a->out, err) < 0) {
-        return -1;
-    }
-    a->seconds = tool_clock() - start;
-    return 0;
+    return live_source_dump(&disk->source, &disk->archive,
+                            disk->set->request, err);
 }
 
 /* ---- the set ---- */
@@ -804,21 +693,13 @@ static void give_up(struct live_set *set)
 
 /* ---- messages ---- */
 
-static bool begins_with(const char *text, const char *name)
-{
-    size_t len = name == NULL ? 0 : strlen(name);
-
-    return len > 0 && strncmp(text, name, len) == 0 && text[len] == ':';
-}
-
 /* Messages that name another file are not prefixed with the disk's. */
 static int report(const struct live_set *set, const struct live_disk *disk,
                   const struct qlb_error *err)
 {
-    if (disk == NULL || begins_with(err->message, disk->orig) ||
-        begins_with(err->message, set->options->socket) ||
-        begins_with(err->message, qlb_outfile_name(disk->archive.out)) ||
-        begins_with(err->message, disk->output)) {
+    if (disk == NULL || tool_names(err, disk->orig) ||
+        tool_names(err, set->options->socket) ||
+        dump_archive_is_named(&disk->archive, err)) {
         return tool_fail(NULL, err);
     }
     return tool_fail(disk->filename, err);
@@ -865,8 +746,7 @@ static void release(struct live_set *set)
         struct live_disk *disk = &set->disks[i];
 
         dump_archive_close(&disk->archive);
-        qlb_changes_free(disk->changes);
-        qlb_live_close(disk->live);
+        live_source_close(&disk->source);
         free(disk->name);
         free(disk->output);
         free(disk->filename);

@@ -14,6 +14,7 @@ struct livedump_options {
     const char **outputs; /* in the order of the disks, or one folder that
                              ends with a slash; none: standard output */
     unsigned n_outputs;
+    bool durable;         /* survives a power loss; costs the guest syncs */
 };
 
 /* Whether the path of an output means a folder. */

@@ -65,12 +65,17 @@ void tool_usage(const char *fmt, ...)
     exit(QLB_E_USAGE);
 }
 
-int tool_fail(const char *path, const struct qlb_error *err)
+bool tool_names(const struct qlb_error *err, const char *path)
 {
     size_t len = path == NULL ? 0 : strlen(path);
 
-    if (len == 0 || (strncmp(err->message, path, len) == 0 &&
-                     err->message[len] == ':')) {
+    return len > 0 && strncmp(err->message, path, len) == 0 &&
+           err->message[len] == ':';
+}
+
+int tool_fail(const char *path, const struct qlb_error *err)
+{
+    if (path == NULL || path[0] == '\0' || tool_names(err, path)) {
         print_line(err->message);
     } else {
         tool_message("%s: %s", path, err->message);

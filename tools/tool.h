@@ -51,6 +51,9 @@ void tool_message(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void tool_usage(const char *fmt, ...)
     __attribute__((format(printf, 1, 2)));
 
+/* Whether the message begins with that path (which may be NULL). */
+bool tool_names(const struct qlb_error *err, const char *path);
+
 /* Prints the error, with the path before it unless it already begins with
  * it (path may be NULL). Returns the exit status. */
 int tool_fail(const char *path, const struct qlb_error *err);

@@ -190,7 +190,7 @@ Try '$1 --help'."
 }
 
 @test "an ambiguous option is named" {
-    run_expect 2 lbdump --in --pro --o x --t x
+    run_expect 2 lbdump --inc --pro --o x --t x
     expect_usage lbdump "unknown or ambiguous option '--o'"
 }
 
