@@ -17,10 +17,11 @@ report() { # report STATUS NAME [HINT]
     fi
 }
 
-# qemu-io is in qemu-utils, mkfs.ext4 and debugfs in e2fsprogs
+# qemu-io is in qemu-utils, mkfs.ext4 and debugfs in e2fsprogs, certtool and
+# psktool in gnutls-bin
 PATH=$PATH:/usr/sbin:/sbin
-for tool in bats cmp debugfs jq mandoc mkfs.ext4 nm qemu-img qemu-io \
-            qemu-nbd strace xxhsum zstd; do
+for tool in bats certtool cmp debugfs jq mandoc mkfs.ext4 nbdkit nm psktool \
+            qemu-img qemu-io qemu-nbd strace xxhsum zstd; do
     command -v "$tool" >/dev/null
     report $? "$tool is installed"
 done

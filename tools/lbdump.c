@@ -18,13 +18,16 @@
 #include "dump_archive.h"
 #include "interrupted.h"
 #include "livedump.h"
+#include "nbddump.h"
 #include "tool.h"
 
 enum {
     OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
     OPT_CHAIN, OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS,
     OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON, OPT_QMP,
-    OPT_DISK, OPT_INTERRUPTED, OPT_ORIG, OPT_DURABLE,
+    OPT_DISK, OPT_INTERRUPTED, OPT_ORIG, OPT_DURABLE, OPT_BITMAP, OPT_UUID,
+    OPT_IMAGE_UUID, OPT_PARENT, OPT_PARENT_SIZE, OPT_COVERED, OPT_SET,
+    OPT_TIME,
 };
 
 static const struct tool_option options[] = {
@@ -44,6 +47,22 @@ static const struct tool_option options[] = {
       "dump the point in time of a backup during which QEMU was killed" },
     { "orig", OPT_ORIG, "FILE",
       "with --interrupted: the saved originals (default: DISK.orig.qcow2)" },
+    { "bitmap", OPT_BITMAP, "NAME",
+      "of an NBD export: dump what this dirty bitmap says has changed" },
+    { "parent", OPT_PARENT, "UUID",
+      "with --bitmap: the backup that it goes on from" },
+    { "parent-size", OPT_PARENT_SIZE, "SIZE",
+      "with --bitmap: that of the disk then, if it has grown since" },
+    { "covered", OPT_COVERED, "UUID",
+      "with --bitmap: a backup since the parent (may be repeated)" },
+    { "uuid", OPT_UUID, "UUID",
+      "of an NBD export: that of this backup (default: random)" },
+    { "image-uuid", OPT_IMAGE_UUID, "UUID",
+      "of an NBD export: that of its disk (default: random)" },
+    { "set", OPT_SET, "UUID",
+      "of an NBD export: that of the disks backed up together" },
+    { "time", OPT_TIME, "SECONDS",
+      "of an NBD export: its point in time, since 1970 (default: now)" },
     { "chain", OPT_CHAIN, "NAME", "label of the chain (default: main)" },
     { "copy", OPT_COPY, NULL, "leave the image untouched: no checkpoint" },
     { "trust-pipe", OPT_TRUST_PIPE, NULL,
@@ -66,11 +85,13 @@ static const struct tool tool = {
     .synopsis = "[OPTION]... DISK > ARCHIVE\n"
                 "       lbdump [OPTION]... -o ARCHIVE DISK\n"
                 "       lbdump [OPTION]... --qmp=SOCKET [--disk=NAME]... "
-                "[-o ARCHIVE]...",
+                "[-o ARCHIVE]...\n"
+                "       lbdump [OPTION]... [--bitmap=NAME] [-o ARCHIVE] "
+                "nbd://HOST/EXPORT",
     .summary = "Dumps the qcow2 image DISK into an archive: in full, or with "
                "--incremental\nwhat has changed since the last one. With "
                "--qmp, dumps disks of a running QEMU,\nall as they are at one "
-               "point in time.",
+               "point in time. Dumps also what an NBD server exports.",
     .options = options,
 };
 
@@ -82,6 +103,8 @@ struct lbdump {
     struct livedump_options live; /* where it has a socket */
     bool interrupted;
     const char *orig;
+    struct nbddump_options nbd;   /* where the path is a URI */
+    const char *nbd_option;       /* one of those that were given */
 
     /* found and decided */
     struct qlb_image *image;    /* NULL with --overlay */
@@ -583,6 +606,62 @@ static const char **add_name(const char **names, unsigned *n)
     return names;
 }
 
+static struct qlb_uuid parse_given_uuid(const char *option)
+{
+    struct qlb_uuid uuid = tool_parse_uuid(optarg, option);
+
+    if (qlb_uuid_is_zero(&uuid)) {
+        tool_usage("%s: the UUID of zeroes means none", option);
+    }
+    return uuid;
+}
+
+static void add_covered(struct nbddump_options *nbd)
+{
+    if (nbd->n_covered == QLB_MAX_CHECKPOINTS) {
+        tool_usage("--covered: at most %u are possible", QLB_MAX_CHECKPOINTS);
+    }
+    nbd->covered[nbd->n_covered++] = parse_given_uuid("--covered");
+}
+
+/* What only exports have. */
+static void parse_nbd_option(struct lbdump *d, int option)
+{
+    struct nbddump_options *nbd = &d->nbd;
+
+    for (const struct tool_option *o = options; o->name != NULL; o++) {
+        if (o->value == option) {
+            d->nbd_option = o->name;
+        }
+    }
+    switch (option) {
+    case OPT_BITMAP:
+        nbd->bitmap = optarg;
+        break;
+    case OPT_UUID:
+        nbd->uuid = parse_given_uuid("--uuid");
+        break;
+    case OPT_IMAGE_UUID:
+        nbd->image_uuid = parse_given_uuid("--image-uuid");
+        break;
+    case OPT_PARENT:
+        nbd->parent = parse_given_uuid("--parent");
+        break;
+    case OPT_PARENT_SIZE:
+        nbd->parent_size = tool_parse_size(optarg, "--parent-size");
+        break;
+    case OPT_COVERED:
+        add_covered(nbd);
+        break;
+    case OPT_SET:
+        nbd->set = parse_given_uuid("--set");
+        break;
+    case OPT_TIME:
+        nbd->time = tool_parse_number(optarg, "--time", 0, UINT32_MAX);
+        break;
+    }
+}
+
 static void parse_option(struct lbdump *d, int option)
 {
     struct dump_options *dump = &d->request.dump;
@@ -654,6 +733,8 @@ static void parse_option(struct lbdump *d, int option)
     case OPT_JSON:
         d->request.json = true;
         break;
+    default:
+        parse_nbd_option(d, option);
     }
 }
 
@@ -708,6 +789,36 @@ static void check_interrupted_options(const struct lbdump *d)
     }
 }
 
+/* Nothing but what is given tells an export's identity. */
+static void check_nbd_options(const struct lbdump *d)
+{
+    const struct nbddump_options *nbd = &d->nbd;
+    bool has_parent = !qlb_uuid_is_zero(&nbd->parent);
+
+    if (d->request.mode != DUMP_FULL || d->interrupted) {
+        tool_usage("--incremental, --since, --auto, --overlay and "
+                   "--interrupted are not for NBD exports; --bitmap dumps "
+                   "what has changed");
+    }
+    if (d->copy || d->request.trust_pipe) {
+        tool_usage("%s is not for NBD exports, whose disk lbdump does not "
+                   "write to", d->copy ? "--copy" : "--trust-pipe");
+    }
+    if (nbd->bitmap != NULL && !has_parent) {
+        tool_usage("--bitmap wants --parent: NBD does not tell since when "
+                   "the bitmap tracks changes, and an incremental must name "
+                   "the backup it goes on from");
+    }
+    if (nbd->bitmap != NULL && qlb_uuid_is_zero(&nbd->image_uuid)) {
+        tool_usage("--bitmap wants --image-uuid: that of the parent's "
+                   "archive, which all archives of a disk have");
+    }
+    if (nbd->bitmap == NULL && (has_parent || nbd->n_covered > 0 ||
+                                nbd->parent_size != UINT64_MAX)) {
+        tool_usage("--parent, --parent-size and --covered want --bitmap");
+    }
+}
+
 static void parse_options(struct lbdump *d, int argc, char **argv)
 {
     int option;
@@ -730,6 +841,12 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
         tool_usage("one DISK is wanted, %d given", argc - optind);
     }
     d->path = argv[optind];
+    if (d->path != NULL && nbddump_is_uri(d->path)) {
+        check_nbd_options(d);
+    } else if (d->nbd_option != NULL) {
+        tool_usage("--%s is for NBD exports (nbd://HOST/EXPORT) alone",
+                   d->nbd_option);
+    }
     if (d->request.quiet) {
         d->request.dump.progress = PROGRESS_OFF;
     }
@@ -762,9 +879,18 @@ static int dump_what_was_left(struct lbdump *d)
     return status;
 }
 
+static int dump_export(struct lbdump *d)
+{
+    int status = nbddump(d->path, &d->nbd, &d->request, d->archive.path);
+
+    free(d->live.outputs);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     struct lbdump d = {
+        .nbd = { .parent_size = UINT64_MAX, .time = UINT64_MAX },
         .request = {
             .label = "main",
             .dump = {
@@ -785,6 +911,9 @@ int main(int argc, char **argv)
     }
     if (d.interrupted) {
         return dump_what_was_left(&d);
+    }
+    if (nbddump_is_uri(d.path)) {
+        return dump_export(&d);
     }
     if (dump_disk(&d, &err) < 0) {
         status = tool_fail(dump_archive_is_named(&d.archive, &err)
