@@ -32,6 +32,7 @@ def read_log(path):
         pos = end + 1
         if words[0] == b"S":
             epochs.append([])
+        if words[0] != b"W":
             continue
         offset, length = int(words[1]), int(words[2])
         while length > 0:

@@ -26,7 +26,9 @@
  *                         the middle (nothing, where there is none), then
  *                         SIGKILL; other calls: as kill-before
  *   QLB_FAULT_LOG_FILE    each write and sync is appended to this file, to be
- *                         replayed: "W OFFSET LENGTH\n" and the bytes, "S\n"
+ *                         replayed, with the file's name without its folder:
+ *                         "W OFFSET LENGTH NAME\n" and the bytes, after it was
+ *                         done; "S NAME\n" before a sync, "D NAME\n" after it
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -163,21 +165,26 @@ static bool path_matches(const char *path)
     return config.path == NULL || strstr(path, config.path) != NULL;
 }
 
-static bool fd_matches(int fd)
+/* path: PATH_MAX bytes. */
+static bool path_of(int fd, char *path)
 {
-    char link[64], path[PATH_MAX];
+    char link[64];
     ssize_t len;
 
-    if (config.path == NULL) {
-        return true;
-    }
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    len = readlink(link, path, sizeof(path) - 1);
+    len = readlink(link, path, PATH_MAX - 1);
     if (len < 0) {
         return false;
     }
     path[len] = 0;
-    return path_matches(path);
+    return true;
+}
+
+static bool fd_matches(int fd)
+{
+    char path[PATH_MAX];
+
+    return config.path == NULL || (path_of(fd, path) && path_matches(path));
 }
 
 static void die(void)
@@ -259,27 +266,42 @@ static void log_bytes(const void *data, size_t len)
     }
 }
 
-static void log_write(int fd, off_t offset, const void *buf, size_t len)
+/* An entry: what comes before the file's name, and the bytes after it. */
+static void log_entry(int fd, const char *what, const void *buf, size_t len)
 {
-    char head[64];
+    char path[PATH_MAX], head[PATH_MAX + 64];
+    const char *slash;
 
-    if (config.log < 0 || !fd_matches(fd)) {
+    if (config.log < 0 || !fd_matches(fd) || !path_of(fd, path)) {
         return;
     }
+    slash = strrchr(path, '/');
+    snprintf(head, sizeof(head), "%s %s\n", what,
+             slash == NULL ? path : slash + 1);
     pthread_mutex_lock(&log_lock);
-    snprintf(head, sizeof(head), "W %lld %zu\n", (long long)offset, len);
     log_bytes(head, strlen(head));
     log_bytes(buf, len);
     pthread_mutex_unlock(&log_lock);
 }
 
-static void log_sync(int fd)
+static void log_write(int fd, off_t offset, const void *buf, size_t len)
 {
-    if (config.log >= 0 && fd_matches(fd)) {
-        pthread_mutex_lock(&log_lock);
-        log_bytes("S\n", 2);
-        pthread_mutex_unlock(&log_lock);
+    char what[64];
+
+    snprintf(what, sizeof(what), "W %lld %zu", (long long)offset, len);
+    log_entry(fd, what, buf, len);
+}
+
+static int logged_sync(int fd, int (*sync)(int))
+{
+    int ret;
+
+    log_entry(fd, "S", NULL, 0);
+    ret = sync(fd);
+    if (ret == 0) {
+        log_entry(fd, "D", NULL, 0);
     }
+    return ret;
 }
 
 /* Bytes of a write at offset that arrive when it is torn in its middle. */
@@ -469,14 +491,13 @@ int fallocate64(int fd, int mode, off64_t offset, off64_t len)
 
 int fsync(int fd)
 {
-    log_sync(fd);
-    WITH_FAULTS(OP_SYNC, fd_matches(fd), int, REAL(fsync)(fd));
+    WITH_FAULTS(OP_SYNC, fd_matches(fd), int, logged_sync(fd, REAL(fsync)));
 }
 
 int fdatasync(int fd)
 {
-    log_sync(fd);
-    WITH_FAULTS(OP_SYNC, fd_matches(fd), int, REAL(fdatasync)(fd));
+    WITH_FAULTS(OP_SYNC, fd_matches(fd), int,
+                logged_sync(fd, REAL(fdatasync)));
 }
 
 int ftruncate(int fd, off_t length)

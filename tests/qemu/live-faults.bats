@@ -15,6 +15,10 @@ setup() {
     claim live-faults.py kill
 }
 
+@test "power lost during a durable backup: it can be taken up" {
+    claim live-faults.py power-loss
+}
+
 @test "killed while a backup runs: the image is trusted" {
     claim live-faults.py killed-while-it-runs
 }

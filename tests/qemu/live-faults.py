@@ -12,15 +12,19 @@ made.
 
 import json
 import os
+import random
 import shutil
 
 from daemon import Daemon, Dead, Refused
+from powerloss import losses
 from qemulib import (Disk, Failure, NIGHTLY, claim, dump, each,
-                     expect_claims_kept, expect_no_errors, main, oracle_trust,
-                     read, session, shim_environment, verdict_of, workplace,
-                     write)
+                     expect_claims_kept, expect_no_errors, img, lbext, main,
+                     oracle_trust, read, remove, run, session, shim_environment,
+                     verdict_of, workplace, write)
 
 RUNNING, BROKEN = 1, 3
+OTHER_BOOT = "11111111-1111-4111-8111-111111111111"
+TAKEN_UP = []   # kinds of archives, by check_kill
 
 
 class Guest(Daemon):
@@ -34,9 +38,9 @@ class Guest(Daemon):
             "--blockdev", "qcow2,node-name=disk,file=file,discard=unmap",
             "--export", "nbd,id=disk,node-name=disk,writable=on", env=env)
 
-    def begin(self, **arguments):
+    def begin(self, label="live", **arguments):
         # Of another label than the archives that this is held against.
-        return self.qmp("livebackup-begin", job_id="live", label="live",
+        return self.qmp("livebackup-begin", job_id="live", label=label,
                         disks=[{"device": "disk"}], **arguments)
 
     def end(self, success=True):
@@ -66,7 +70,8 @@ def two_backups(guest):
                ranges=[{"offset": 1 << 20, "bytes": 1 << 20}])
     guest.write("write -P 36 1M 8k")
     guest.end()
-    guest.begin(mode="incremental")
+    # On the archive that everything is held against.
+    guest.begin(mode="incremental", label="main")
     guest.write("write -P 37 2M 4k", "write -P 38 5M 4k")
     guest.end(False)
     guest.close()
@@ -80,11 +85,66 @@ def prepared(name="base"):
         session("P", path, "write -P 1 0 200k", "write -P 2 3M 64k")
         dump(path, os.path.join(base, "full.lbz"))
         session("P", path, "write -P 4 2M 8k")
+        img("P", "convert", "-O", "raw", path, os.path.join(base, "content"))
     folder = os.path.join(workplace(), "live")
     if os.path.exists(folder):
         shutil.rmtree(folder)
     shutil.copytree(base, folder)
     return folder
+
+
+class Content(bytearray):
+    """What the guest reads, in the end of `prepared`."""
+
+    def __init__(self):
+        super().__init__(read(os.path.abspath("base/content")))
+
+    def write(self, *areas):
+        """(offset, length, byte)"""
+        for offset, length, byte in areas:
+            self[offset:offset + length] = bytes([byte]) * length
+        return self
+
+
+def two_points_in_time():
+    """Those of two_backups, by the kind of their archives."""
+    content = Content().write((100 << 10, 4096, 31))
+    full = bytes(content)
+    content.write((0, 4096, 32), (2 << 20, 100 << 10, 33),
+                  (3 << 20, 64 << 10, 0), (6 << 20, 4096, 34),
+                  (8191 << 10, 1024, 35), (1 << 20, 8192, 36))
+    return {"full": full, "incremental": bytes(content)}
+
+
+def take_up(folder):
+    """The kind and the content of an interrupted backup, or None, None and what
+    was said."""
+    path, left, raw = (os.path.join(folder, name) for name in
+                       ("disk.qcow2", "left.lbz", "left.raw"))
+    result = run(["lbdump", "--interrupted", "--copy", "--json", "--force",
+                  "--threads=1", "-o", left, path])
+    if result.status == 3:
+        return None, None, result.err
+    kind = json.loads(result.expect(0).out)["kind"]
+    chain = [left] if kind == "full" else [os.path.join(folder, "full.lbz"),
+                                           left]
+    run(["lbrestore", "--quiet", "--force", "-o", raw, *chain]).expect(0)
+    return kind, read(raw), result.err
+
+
+def expect_left(folder, contents):
+    """What a killed QEMU left of a backup is the point in time, or refused as
+    long as there is a reason."""
+    fixed = oracle_trust(os.path.join(folder, "disk.qcow2"))[0].live.fixed
+    kind, content, said = take_up(folder)
+    if fixed["state"] == RUNNING and not fixed["overwritten"]:
+        if kind is None:
+            raise Failure(f"could not be taken up: {said}")
+        if content != contents[kind]:
+            raise Failure(f"what was left of the {kind} backup is wrong")
+    elif kind is not None:
+        raise Failure(f"taken up, with {fixed}")
+    return kind
 
 
 def expect_goes_on(folder, keywords=("trusted",)):
@@ -141,6 +201,7 @@ def check_kill(item):
         raise Failure("nobody was killed")
     except Dead:
         pass
+    TAKEN_UP.append(expect_left(folder, two_points_in_time()))
     expect_goes_on(folder)
 
 
@@ -148,6 +209,10 @@ def check_kill(item):
 def kill():
     """At each call of begin, run and end."""
     each(points("/", ("kill-before", "torn", "kill-after")), check_kill)
+    for kind in ("full", "incremental"):
+        if TAKEN_UP.count(kind) < 5:
+            raise Failure(f"only {TAKEN_UP.count(kind)} {kind} backups were "
+                          "taken up")
 
 
 def check_orig_error(item):
@@ -258,6 +323,63 @@ def orig_hangs():
         write(go_on, b"")
         guest.close()
     expect_goes_on(folder)
+
+
+def logged_backup(mode, durable):
+    """A backup under a guest with many writes at a time, killed in the end: the
+    folder, the log, how much of it there was when the backup had begun."""
+    folder = prepared()
+    log = os.path.join(folder, "log.shim")
+    with Guest(folder, shim_environment(path=folder + "/disk",
+                                         log_file=log)) as guest:
+        guest.write("write -P 31 100k 4k")
+        guest.begin(label="main", mode=mode, durable=durable)
+        begun = os.path.getsize(log)
+        guest.write(*(f"aio_write -q -P {50 + i} {i * 331}k {1 + i * 7}k"
+                      for i in range(24)), "aio_flush")
+        guest.write("write -P 33 2M 100k", "flush")
+    return folder, log, begun
+
+
+def check_losses(mode, durable=True, unsynced=()):
+    """How many losses there are after begin, and how many leave the point in
+    time."""
+    folder, log, begun = logged_backup(mode, durable)
+    content = Content().write((100 << 10, 4096, 31))
+    files = {"disk.qcow2": read(os.path.abspath("base/disk.qcow2")),
+             "disk.orig.qcow2": None}
+    number = good = 0
+    for at, save in losses(log, files, random.Random(1), unsynced):
+        remove(*(os.path.join(folder, name) for name in files))
+        save(folder)
+        poker = lbext.Poker(os.path.join(folder, "disk.qcow2"))
+        poker.poke("boot_id", OTHER_BOOT)
+        poker.fix_crc()
+        try:
+            kind, left, said = take_up(folder)
+        except Failure as failure:
+            kind, left, said = "none", None, str(failure)
+        right = kind == mode and left == content
+        if not right and (kind is not None or at > begun) and not unsynced:
+            raise Failure(f"lost at {at}, begun at {begun}: {kind} {said}")
+        number += at > begun
+        good += right and at > begun
+    return number, good
+
+
+@claim
+def power_loss():
+    """A durable backup can be taken up whatever a power loss leaves."""
+    for mode in ("full", "incremental"):
+        number, _ = check_losses(mode)
+        if number < 20:
+            raise Failure(f"{mode}: only {number} losses")
+        number, good = check_losses(mode, unsynced=("disk.orig.qcow2",))
+        if good == number:
+            raise Failure(f"{mode}: it is good without syncs")
+        number, good = check_losses(mode, durable=False, unsynced=("log",))
+        if good:
+            raise Failure(f"{mode}: taken up, and not durable")
 
 
 @claim
