@@ -43,8 +43,7 @@ struct dump {
 
     struct dump_job *jobs;
     unsigned n_jobs;
-    struct tool_progress progress;
-    uint64_t bytes; /* handed over */
+    struct dump_meter *meter;
 };
 
 enum { MAX_JOB_FRAMES = QLB_LBZ_STRIPE_BLOCKS / 2 };
@@ -245,6 +244,36 @@ static int dump_work(void *opaque, void *arg, unsigned thread,
     return 0;
 }
 
+/* ---- the meter ---- */
+
+void dump_meter_begin(struct dump_meter *meter,
+                      const struct dump_options *options)
+{
+    *meter = (struct dump_meter) { .rate = options->rate };
+    pthread_mutex_init(&meter->lock, NULL);
+    tool_progress_begin(&meter->progress, "read", options->progress,
+                        options->expected);
+}
+
+void dump_meter_end(struct dump_meter *meter)
+{
+    tool_progress_end(&meter->progress);
+    pthread_mutex_destroy(&meter->lock);
+}
+
+/* Where the rate is limited who comes too early waits, with the lock held: so
+ * do the others. */
+static void account(struct dump_meter *meter, uint64_t bytes)
+{
+    pthread_mutex_lock(&meter->lock);
+    meter->bytes += bytes;
+    tool_rate_account(&meter->rate, bytes);
+    tool_progress_update(&meter->progress, meter->bytes);
+    pthread_mutex_unlock(&meter->lock);
+}
+
+/* ---- the end of a job ---- */
+
 static int append_job(struct dump *dump, const struct dump_job *job,
                       struct qlb_error *err)
 {
@@ -273,9 +302,7 @@ static int dump_done(void *opaque, void *arg, struct qlb_error *err)
         return -1;
     }
     if (!job->zero) {
-        dump->bytes += job->n_blocks * BLOCK;
-        tool_rate_account(&dump->options.rate, job->n_blocks * BLOCK);
-        tool_progress_update(&dump->progress, dump->bytes);
+        account(dump->meter, job->n_blocks * BLOCK);
     }
     if (dump->source->passed != NULL) {
         return dump->source->passed(dump->source->opaque,
@@ -360,6 +387,7 @@ int dump_run(const struct dump_source *source,
         .work = dump_work,
         .done = dump_done,
     };
+    struct dump_meter own;
     struct dump dump = {
         .source = source,
         .size = source->size,
@@ -367,18 +395,22 @@ int dump_run(const struct dump_source *source,
         .incremental = incremental,
         .options = *options,
         .writer = writer,
+        .meter = options->meter != NULL ? options->meter : &own,
     };
     int ret = -1;
 
     dump.scanner = source->reader_new(source->opaque, err);
     if (dump.scanner != NULL && prepare_threads(&dump, err) == 0 &&
         prepare_jobs(&dump, err) == 0) {
-        tool_progress_begin(&dump.progress, "read", options->progress,
-                            options->expected);
+        if (options->meter == NULL) {
+            dump_meter_begin(&own, options);
+        }
         ret = qlb_pipeline_run(&ops, &dump, dump.jobs, sizeof(*dump.jobs),
                                dump.n_jobs, options->threads, &tool_stop,
                                err);
-        tool_progress_end(&dump.progress);
+        if (options->meter == NULL) {
+            dump_meter_end(&own);
+        }
     }
     release(&dump);
     return ret;

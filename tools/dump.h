@@ -5,6 +5,8 @@
 #ifndef DUMP_H
 #define DUMP_H
 
+#include <pthread.h>
+
 #include "tool.h"
 
 /* Which ranges of the disk go into the archive. */
@@ -38,6 +40,14 @@ struct dump_source {
 /* A disk that nobody writes to; it must outlive the source. */
 struct dump_source dump_source_disk(const struct qlb_disk *disk);
 
+/* How much has been read, by several dumps at once. */
+struct dump_meter {
+    pthread_mutex_t lock;
+    struct tool_rate rate;
+    struct tool_progress progress;
+    uint64_t bytes;
+};
+
 struct dump_options {
     int level;
     unsigned threads;
@@ -45,7 +55,13 @@ struct dump_options {
     struct tool_rate rate;
     enum tool_progress_mode progress;
     uint64_t expected; /* bytes, for the progress; 0 if not known */
+    struct dump_meter *meter; /* shared with others, or NULL */
 };
+
+/* With the rate, the progress and what is expected of the options. */
+void dump_meter_begin(struct dump_meter *meter,
+                      const struct dump_options *options);
+void dump_meter_end(struct dump_meter *meter);
 
 /* Reads the ranges from the source and appends them to the writer: as frames
  * and, where incremental, ZERO runs. Ranges are widened to whole blocks. Does

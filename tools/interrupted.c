@@ -86,6 +86,14 @@ static int settle(struct interrupted *i, struct qlb_error *err)
     return 0;
 }
 
+static int dump(struct interrupted *i, struct qlb_error *err)
+{
+    struct dump_options options = i->request->dump;
+
+    options.expected = i->source.expected;
+    return live_source_dump(&i->source, &i->archive, &options, err);
+}
+
 static int run(struct interrupted *i, struct qlb_error *err)
 {
     struct dump_archive *a = &i->archive;
@@ -94,7 +102,7 @@ static int run(struct interrupted *i, struct qlb_error *err)
     if (open_source(i, err) < 0 ||
         live_source_prepare(&i->source, a, i->request, err) < 0 ||
         dump_archive_open(a, i->request, err) < 0 ||
-        live_source_dump(&i->source, a, i->request, err) < 0) {
+        dump(i, err) < 0) {
         return -1;
     }
     if (tool_stop) {

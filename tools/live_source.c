@@ -28,7 +28,10 @@ static int find_parent(struct live_source *source,
     source->since = (unsigned)i;
     source->changes = qlb_image_changes_between(image, source->since, until,
                                                 err);
-    return source->changes == NULL ? -1 : 0;
+    if (source->changes == NULL) {
+        return -1;
+    }
+    return qlb_changes_bytes(source->changes, &source->expected, err);
 }
 
 static int check_output(const struct live_source *source,
@@ -140,10 +143,9 @@ static int changed(void *opaque, uint64_t offset, uint64_t *start,
 /* ---- the dump ---- */
 
 static int run(struct live_source *source, struct dump_archive *archive,
-               const struct dump_request *request, struct qlb_error *err)
+               const struct dump_options *options, struct qlb_error *err)
 {
     const struct qlb_ext *ext = qlb_image_ext(qlb_live_image(source->live));
-    struct dump_options options = request->dump;
     struct dump_source dump = {
         .size = archive->header.virtual_size,
         .limit = qlb_live_content_limit(source->live),
@@ -163,22 +165,19 @@ static int run(struct live_source *source, struct dump_archive *archive,
 
     if (is_incremental(source)) {
         ranges = (struct dump_ranges) { .next = changed, .opaque = &some };
-        if (qlb_changes_bytes(source->changes, &options.expected, err) < 0) {
-            return -1;
-        }
     }
-    return dump_run(&dump, &ranges, is_incremental(source), &options,
+    return dump_run(&dump, &ranges, is_incremental(source), options,
                     archive->writer, err);
 }
 
 int live_source_dump(struct live_source *source, struct dump_archive *archive,
-                     const struct dump_request *request,
+                     const struct dump_options *options,
                      struct qlb_error *err)
 {
     double start = tool_clock();
 
     archive->writer = qlb_lbz_writer_new(archive->out, &archive->header, err);
-    if (archive->writer == NULL || run(source, archive, request, err) < 0 ||
+    if (archive->writer == NULL || run(source, archive, options, err) < 0 ||
         qlb_live_check(source->live, err) < 0 ||
         source_passed(source, archive->header.virtual_size, err) < 0 ||
         qlb_lbz_writer_seal(archive->writer, archive->root, err) < 0 ||

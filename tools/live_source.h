@@ -17,6 +17,7 @@ struct live_source {
     /* of an incremental backup */
     unsigned since; /* index of the parent */
     struct qlb_changes *changes;
+    uint64_t expected; /* bytes; 0: all of the disk, as far as it holds data */
 };
 
 /* Looks for the parent, where the backup has one, and fills in the archive's
@@ -28,7 +29,7 @@ int live_source_prepare(struct live_source *source,
 /* The archive, which was prepared and opened, is whole and synced afterwards,
  * but has no name yet. */
 int live_source_dump(struct live_source *source, struct dump_archive *archive,
-                     const struct dump_request *request,
+                     const struct dump_options *options,
                      struct qlb_error *err);
 /* Closes source->live too. */
 void live_source_close(struct live_source *source);

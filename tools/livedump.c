@@ -1,7 +1,7 @@
 /* Dumping the disks of a running QEMU.
  *
- * QEMU begins the backup of all disks at one point in time; then each disk is
- * dumped from image and orig, one after the other; when all archives are whole
+ * QEMU begins the backup of all disks at one point in time; then the disks are
+ * dumped from images and origs, several at once; when all archives are whole
  * and synced, QEMU ends the backup and confirms the checkpoints.  If anything
  * fails it ends the backup as failed: the checkpoints stay unconfirmed, and no
  * archive appears.
@@ -68,8 +68,12 @@ struct live_set {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool quit;          /* the keeper shall end */
-    bool failed;        /* it has met an error */
+    unsigned n_taken;   /* disks that are dumped, or were */
+    bool failed;        /* the keeper or a dump has met an error */
     struct qlb_error failure;
+    struct live_disk *culprit; /* whose error it is; or NULL */
+
+    struct dump_options dump;  /* of each disk */
 };
 
 /* ---- what QEMU says ---- */
@@ -509,6 +513,17 @@ static int keep_once(struct live_set *set, double *asked,
     return ret;
 }
 
+/* The first error counts; it makes the dumps stop. Lock held. */
+static void note_failure(struct live_set *set, struct live_disk *culprit,
+                         const struct qlb_error *err)
+{
+    if (!set->failed) {
+        set->failed = true;
+        set->failure = *err;
+        set->culprit = culprit;
+    }
+}
+
 static void *keep(void *arg)
 {
     struct live_set *set = arg;
@@ -520,8 +535,7 @@ static void *keep(void *arg)
 
         wait_a_while(set);
         if (!set->quit && keep_once(set, &asked, &err) < 0) {
-            set->failed = true;
-            set->failure = err;
+            note_failure(set, set->n_disks == 1 ? set->disks : NULL, &err);
         }
     }
     pthread_mutex_unlock(&set->lock);
@@ -607,11 +621,81 @@ static int open_disk(struct live_disk *disk, struct qlb_error *err)
                                err);
 }
 
-/* The archive is whole afterwards, but has no name yet. */
-static int dump_disk(struct live_disk *disk, struct qlb_error *err)
+/* ---- dumping all disks ---- */
+
+/* The next disk, as long as all is well. */
+static struct live_disk *take_next(struct live_set *set)
 {
-    return live_source_dump(&disk->source, &disk->archive,
-                            disk->set->request, err);
+    struct live_disk *disk = NULL;
+
+    pthread_mutex_lock(&set->lock);
+    if (!set->failed && set->n_taken < set->n_disks) {
+        disk = &set->disks[set->n_taken++];
+    }
+    pthread_mutex_unlock(&set->lock);
+    return disk;
+}
+
+/* Archives are whole afterwards, but have no names yet. */
+static void *dump_disks(void *arg)
+{
+    struct live_set *set = arg;
+    struct live_disk *disk;
+    struct qlb_error err;
+
+    while ((disk = take_next(set)) != NULL) {
+        if (live_source_dump(&disk->source, &disk->archive, &set->dump,
+                             &err) < 0) {
+            pthread_mutex_lock(&set->lock);
+            note_failure(set, disk, &err);
+            pthread_mutex_unlock(&set->lock);
+        }
+    }
+    return NULL;
+}
+
+/* As many disks at once as there are threads, which they share. */
+static unsigned share_threads(struct live_set *set)
+{
+    unsigned threads = set->dump.threads;
+    unsigned at_once = threads < set->n_disks ? threads : set->n_disks;
+
+    set->dump.threads = threads / at_once;
+    return at_once;
+}
+
+static void expect(struct live_set *set)
+{
+    set->dump.expected = 0;
+    for (unsigned i = 0; set->incremental && i < set->n_disks; i++) {
+        set->dump.expected += set->disks[i].source.expected;
+    }
+}
+
+static int dump_all(struct live_set *set, struct qlb_error *err)
+{
+    unsigned at_once = share_threads(set), started = 0;
+    pthread_t *threads = calloc(at_once, sizeof(*threads));
+    struct dump_meter meter;
+
+    if (threads == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "starting the dump");
+    }
+    expect(set);
+    dump_meter_begin(&meter, &set->dump);
+    set->dump.meter = &meter;
+    /* This thread is one of them: fewer are slower, and no error. */
+    while (started + 1 < at_once &&
+           pthread_create(&threads[started], NULL, dump_disks, set) == 0) {
+        started++;
+    }
+    dump_disks(set);
+    while (started > 0) {
+        pthread_join(threads[--started], NULL);
+    }
+    dump_meter_end(&meter);
+    free(threads);
+    return 0;
 }
 
 /* ---- the set ---- */
@@ -626,15 +710,15 @@ static void say_what_is_done(const struct live_set *set)
     }
 }
 
-/* Does one thing for each disk; *culprit: the one whose error it is. */
+/* Does one thing for each disk. */
 static int for_each(struct live_set *set,
                     int (*function)(struct live_disk *disk,
                                     struct qlb_error *err),
-                    struct live_disk **culprit, struct qlb_error *err)
+                    struct qlb_error *err)
 {
     for (unsigned i = 0; i < set->n_disks; i++) {
         if (function(&set->disks[i], err) < 0) {
-            *culprit = &set->disks[i];
+            set->culprit = &set->disks[i];
             return -1;
         }
     }
@@ -648,8 +732,7 @@ static int commit(struct live_disk *disk, struct qlb_error *err)
 
 /* Names appear when all archives are whole. QEMU may have gone, or the backup
  * been broken, up to the last moment: then it is not the set's. */
-static int run(struct live_set *set, struct live_disk **culprit,
-               struct qlb_error *err)
+static int run(struct live_set *set, struct qlb_error *err)
 {
     set->qmp = qmp_connect(set->options->socket, err);
     if (set->qmp == NULL || list_disks(set, err) < 0 ||
@@ -657,16 +740,16 @@ static int run(struct live_set *set, struct live_disk **culprit,
         return -1;
     }
     say_what_is_done(set);
-    if (for_each(set, open_disk, culprit, err) < 0 ||
+    if (for_each(set, open_disk, err) < 0 ||
         start_keeper(set, err) < 0 ||
-        for_each(set, dump_disk, culprit, err) < 0 ||
-        stop_keeper(set, err) < 0 || ask(set, err) < 0) {
+        dump_all(set, err) < 0 || stop_keeper(set, err) < 0 ||
+        ask(set, err) < 0) {
         return -1;
     }
     if (tool_stop) {
         return qlb_fail(err, QLB_E_RUNTIME, "interrupted");
     }
-    if (for_each(set, commit, culprit, err) < 0) {
+    if (for_each(set, commit, err) < 0) {
         return -1;
     }
     if (end(set, true, err) < 0) {
@@ -694,9 +777,10 @@ static void give_up(struct live_set *set)
 /* ---- messages ---- */
 
 /* Messages that name another file are not prefixed with the disk's. */
-static int report(const struct live_set *set, const struct live_disk *disk,
-                  const struct qlb_error *err)
+static int report(const struct live_set *set, const struct qlb_error *err)
 {
+    const struct live_disk *disk = set->culprit;
+
     if (disk == NULL || tool_names(err, disk->orig) ||
         tool_names(err, set->options->socket) ||
         dump_archive_is_named(&disk->archive, err)) {
@@ -779,16 +863,19 @@ static void be_nice(void)
 int livedump(const struct livedump_options *options,
              const struct dump_request *request)
 {
-    struct live_set set = { .options = options, .request = request };
-    struct live_disk *culprit = NULL;
+    struct live_set set = {
+        .options = options,
+        .request = request,
+        .dump = request->dump,
+    };
     struct qlb_error err;
     int status = 0;
 
     be_nice();
     init_locks(&set);
-    if (run(&set, &culprit, &err) < 0) {
+    if (run(&set, &err) < 0) {
         give_up(&set);
-        status = report(&set, culprit, &err);
+        status = report(&set, &err);
         if (options->n_outputs == 0 && set.n_disks == 1) {
             tool_discard_stdout(set.disks[0].archive.out);
         }

@@ -161,6 +161,20 @@ whole_found=(qmp_capabilities query-named-block-nodes livebackup-begin
     [ "$(header_of 2.lbz .virtual_size)" = 1048576 ]
 }
 
+@test "disks are dumped at once, as many as there are threads" {
+    for name in a b c; do
+        some_disk $name.qcow2
+    done
+    fake --writes 20 a=a.qcow2 b=b.qcow2 c=c.qcow2
+    run_expect 0 lbdump --qmp=qmp --threads=2 --rate-limit=4M -o ./
+    jq -r 'select(.execute == "livebackup-release") | .arguments.device' \
+        qmp.log >order
+    [[ "$(uniq order | tr '\n' ' ')" == *"a b a "* ]]
+    for name in a b c; do
+        expect_at_T $name.qcow2 $name.lbz
+    done
+}
+
 @test "an error leaves no archive of any disk" {
     some_disk a.qcow2
     some_disk b.qcow2
