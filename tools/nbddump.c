@@ -285,6 +285,11 @@ static int next_dirty(struct nbddump *dump, uint64_t offset, uint64_t *start,
         if (look_up(&dump->dirty, offset, size, &end, &flags, err) < 0) {
             return -1;
         }
+        if (flags & ~STATE_DIRTY) {
+            return qlb_fail(err, QLB_E_RUNTIME, "block status at offset "
+                            "%" PRIu64 ": flags 0x%x, which no dirty bitmap "
+                            "has", offset, flags);
+        }
         if (flags & STATE_DIRTY) {
             *start = offset;
             *length = end - offset;

@@ -176,6 +176,31 @@ static int prepare(struct nbdlink *link, const char *context,
     return 0;
 }
 
+/* What TLS libraries say is a riddle where one side does not take what the
+ * other shows. */
+static const char *explain(const struct nbdlink *link)
+{
+    const char *text = link->failure;
+
+    if (text[0] == '\0') {
+        return "the server has closed the connection";
+    }
+    if (strncmp(text, "gnutls_record_", 14) != 0 &&
+        strncmp(text, "gnutls_handshake: ", 18) != 0) {
+        return text;
+    }
+    if (strstr(text, "certificate verification") != NULL) {
+        return "the server's certificate is not trusted, or not for this "
+               "host";
+    }
+    if (text[7] == 'r' || strstr(text, "terminated") != NULL ||
+        strstr(text, "alert") != NULL) {
+        return "the server has ended the TLS handshake; does it take our "
+               "certificate or key?";
+    }
+    return text;
+}
+
 /* Lock held, as for all that waits. */
 static int connect_to(struct nbdlink *link, const char *uri, double patience,
                       struct qlb_error *err)
@@ -183,21 +208,21 @@ static int connect_to(struct nbdlink *link, const char *uri, double patience,
     double start = tool_clock();
 
     if (nbd_aio_connect_uri(link->nbd, uri) < 0) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s", reason());
+        note_failure(link);
     }
     while (nbd_aio_is_connecting(link->nbd) == 1) {
         if (tool_stop) {
             return qlb_fail(err, QLB_E_RUNTIME, "interrupted");
         }
         if (patience > 0 && tool_clock() - start > patience) {
-            return qlb_fail(err, QLB_E_RUNTIME, "the server does not answer");
+            return qlb_fail(err, QLB_E_RUNTIME, "can't connect: the server "
+                            "does not answer");
         }
         poll_once(link);
     }
     if (nbd_aio_is_ready(link->nbd) != 1) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s", link->failure[0] != '\0'
-                            ? link->failure : "the server has closed the "
-                                              "connection");
+        return qlb_fail(err, QLB_E_RUNTIME, "can't connect: %s",
+                        explain(link));
     }
     return 0;
 }
@@ -367,7 +392,7 @@ static const char *add_extent(struct status_request *request, uint32_t length,
         void *grown = realloc(e->extents, capacity * sizeof(*e->extents));
 
         if (grown == NULL) {
-            return strerror(ENOMEM);
+            return "more extents than there is memory for";
         }
         e->extents = grown;
         e->capacity = capacity;
@@ -389,7 +414,7 @@ static int take_extents(void *opaque, const char *context, uint64_t offset,
         return 0;
     }
     if (request->answered && request->problem == NULL) {
-        request->problem = "two answers";
+        request->problem = "two lists of extents";
     }
     request->answered = true;
     for (size_t i = 0; i + 1 < n && request->problem == NULL &&
@@ -435,7 +460,7 @@ int nbdlink_status(struct nbdlink *link, uint64_t offset, uint64_t length,
     }
     if (request.problem != NULL) {
         return qlb_fail(err, QLB_E_RUNTIME, "block status at offset %" PRIu64
-                        ": the server answers %s", offset, request.problem);
+                        ": the answer has %s", offset, request.problem);
     }
     return 0;
 }
