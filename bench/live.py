@@ -11,16 +11,23 @@ backup is measured against the same guest just before it.  The ways:
 
     ours          livebackup, full, lbdump --qmp (level 1, two threads)
     ours, 10 %    the same, incremental: a tenth of the disk has changed
+    durable       as ours, and what was begun survives a power loss
     blockdev      stock QEMU, blockdev-backup sync=full to qcow2
     compressed    the same, zstd
+    fleecing      stock QEMU, copy-before-write, lbdump reads over NBD
+    snapshot      stock QEMU, external snapshot, lbdump reads the base, then
+                  block-commit, for a minute at the most: where the guest
+                  writes faster than that, it has no end
 
-Each starts from a fresh copy of the disk.  Prints a table.
+Each starts from a fresh copy of the disk.  Prints a table, and how long
+livebackup-begin takes for four disks, each with a guest.
 
 Copyright (C) 2026 The qcow2 livebackup authors
 SPDX-License-Identifier: GPL-2.0-or-later
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -31,6 +38,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+COMMIT_SECONDS = 60
 
 GUESTS = {
     "busy": ["--iodepth=16"],
@@ -52,21 +61,30 @@ def forget(image):
 
 
 class Daemon:
-    """qemu-storage-daemon with one disk."""
+    """qemu-storage-daemon with some disks: disk, disk1...; top: what is put on
+    the node that is exported, so that a filter can come between."""
 
-    def __init__(self, programs, image, runtime):
+    def __init__(self, programs, images, runtime, top=""):
         self.qmp_path = runtime / "qmp"
         self.nbd_path = runtime / "nbd"
+        disks = []
+        for number, image in enumerate(images):
+            name = f"disk{number or ''}"
+            disks += [
+                "--blockdev", f"file,node-name={name}-file,filename={image},"
+                              "cache.direct=on,aio=io_uring",
+                "--blockdev", f"qcow2,node-name={name},file={name}-file,"
+                              "cache.direct=on,discard=unmap",
+                *(["--blockdev", f"raw,node-name={name}{top},file={name}"]
+                  if top else []),
+                "--export", f"nbd,id={name},node-name={name}{top},"
+                            f"name={name},writable=on"]
         for path in (self.qmp_path, self.nbd_path):
             path.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [programs / "qemu-storage-daemon",
-             "--blockdev", f"file,node-name=file,filename={image},"
-                           "cache.direct=on,aio=io_uring",
-             "--blockdev", "qcow2,node-name=disk,file=file,cache.direct=on,"
-                           "discard=unmap",
              "--nbd-server", f"addr.type=unix,addr.path={self.nbd_path}",
-             "--export", "nbd,id=disk,node-name=disk,writable=on",
+             *disks,
              "--chardev", f"socket,id=qmp,path={self.qmp_path},server=on,"
                           "wait=off",
              # A second one for the client of the backup
@@ -82,6 +100,7 @@ class Daemon:
             except OSError:
                 time.sleep(0.01)
         self.stream = client.makefile("rw")
+        self.events = []
         self.stream.readline()
         self.qmp("qmp_capabilities")
 
@@ -97,15 +116,38 @@ class Daemon:
                 sys.exit(f"live.py: {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
+            self.events.append(answer)
 
-    def wait_for(self, event):
-        """Of a job, that has ended well."""
+    def wait_for(self, event, status=None):
+        """Of a job, that goes well; status: which one it has then."""
         while True:
-            answer = json.loads(self.stream.readline())
-            if answer.get("event") == event:
-                if "error" in answer["data"]:
-                    sys.exit(f"live.py: {answer['data']['error']}")
+            answer = (self.events.pop(0) if self.events
+                      else json.loads(self.stream.readline()))
+            data = answer.get("data", {})
+            if answer.get("event") == event and \
+                    status in (None, data.get("status")):
+                if "error" in data:
+                    sys.exit(f"live.py: {data['error']}")
                 return
+
+    def create(self, path, size, **options):
+        """An empty qcow2 image, as the node 'target'."""
+        for job, create in (
+                ("c0", {"driver": "file", "filename": str(path), "size": 0}),
+                ("c1", {"driver": "qcow2", "file": "target-file",
+                        "size": size, **options})):
+            self.qmp("blockdev-create", job_id=job, options=create)
+            self.wait_for("JOB_STATUS_CHANGE", "concluded")
+            self.qmp("job-dismiss", id=job)
+            if job == "c0":
+                self.qmp("blockdev-add", driver="file", filename=str(path),
+                         node_name="target-file")
+
+    def size(self):
+        """Of the disk, in bytes."""
+        nodes = self.qmp("query-named-block-nodes", flat=True)
+        return next(node["image"]["virtual-size"] for node in nodes
+                    if node["node-name"] == "disk")
 
     def written(self):
         """Bytes that it has caused to be written."""
@@ -120,13 +162,13 @@ class Daemon:
 class Guest:
     """fio, from now until it is stopped."""
 
-    def __init__(self, daemon, kind, runtime, size):
-        self.log = runtime / "rate"
-        for path in runtime.glob("rate*"):
+    def __init__(self, daemon, kind, runtime, size, disk="disk"):
+        self.log = runtime / f"rate-{disk}"
+        for path in runtime.glob(f"rate-{disk}_*"):
             path.unlink()
         self.process = subprocess.Popen(
             ["fio", "--name=guest", "--ioengine=nbd",
-             f"--uri=nbd+unix:///disk?socket={daemon.nbd_path}",
+             f"--uri=nbd+unix:///{disk}?socket={daemon.nbd_path}",
              "--rw=randwrite", "--bs=4k", f"--size={size}", "--norandommap",
              "--time_based", "--runtime=3600", "--output-format=json",
              f"--write_iops_log={self.log}", "--log_avg_msec=1000",
@@ -161,6 +203,7 @@ class Ours:
     """lbdump beside the patched QEMU."""
 
     stock = False
+    top = ""
 
     def __init__(self, *options):
         self.options = options
@@ -176,7 +219,7 @@ class Ours:
     def just_before(self, bench, daemon, target):
         """An incremental needs a parent, and a tenth that has changed since:
         what the guest wrote while it was measured is everywhere."""
-        if self.options:
+        if "--incremental" in self.options:
             self.dump(daemon, f"{target}.parent")
             bench.change_tenth(daemon)
 
@@ -184,36 +227,30 @@ class Ours:
         self.dump(daemon, target, *self.options)
 
 
-class Blockdev:
-    """QEMU's own job."""
+class Stock:
+    """A way of the stock QEMU, which needs no more than the disk."""
 
     stock = True
-
-    def __init__(self, compress):
-        self.compress = compress
+    top = ""
 
     @staticmethod
     def prepare(bench, image):
-        """Nothing: the stock QEMU needs no more than the disk."""
+        """Nothing."""
 
     @staticmethod
     def just_before(bench, daemon, target):
         """Nothing."""
 
+
+class Blockdev(Stock):
+    """QEMU's own job."""
+
+    def __init__(self, compress):
+        self.compress = compress
+
     def backup(self, daemon, target):
-        daemon.qmp("blockdev-create", job_id="c0", options={
-            "driver": "file", "filename": str(target), "size": 0})
-        time.sleep(0.3)
-        daemon.qmp("job-dismiss", id="c0")
-        daemon.qmp("blockdev-add", driver="file", filename=str(target),
-                   node_name="target-file")
-        options = {"driver": "qcow2", "file": "target-file",
-                   "size": self.size(daemon)}
-        if self.compress:
-            options["compression-type"] = "zstd"
-        daemon.qmp("blockdev-create", job_id="c1", options=options)
-        time.sleep(0.3)
-        daemon.qmp("job-dismiss", id="c1")
+        options = {"compression-type": "zstd"} if self.compress else {}
+        daemon.create(target, daemon.size(), **options)
         daemon.qmp("blockdev-add", driver="qcow2", file="target-file",
                    node_name="target")
         daemon.qmp("blockdev-backup", job_id="b", device="disk",
@@ -221,18 +258,65 @@ class Blockdev:
         daemon.wait_for("BLOCK_JOB_COMPLETED")
         os.sync()
 
+
+class Fleecing(Stock):
+    """What the guest overwrites goes to a scratch image; the same reader, over
+    NBD."""
+
+    top = "-top"
+
     @staticmethod
-    def size(daemon):
-        nodes = daemon.qmp("query-named-block-nodes", flat=True)
-        return next(node["image"]["virtual-size"] for node in nodes
-                    if node["node-name"] == "disk")
+    def reopen(daemon, below):
+        daemon.qmp("blockdev-reopen", options=[
+            {"driver": "raw", "node-name": "disk-top", "file": below}])
+
+    def backup(self, daemon, target):
+        daemon.create(target, daemon.size())
+        daemon.qmp("blockdev-add", driver="qcow2", file="target-file",
+                   node_name="target")
+        daemon.qmp("blockdev-add", driver="copy-before-write", file="disk",
+                   target="target", node_name="cbw")
+        self.reopen(daemon, "cbw")
+        daemon.qmp("blockdev-add", driver="snapshot-access", file="cbw",
+                   node_name="then")
+        daemon.qmp("block-export-add", type="nbd", id="then",
+                   node_name="then", name="then")
+        run("lbdump", "-q", "--threads=2", "-o", f"{target}.lbz",
+            f"nbd+unix:///then?socket={daemon.nbd_path}")
+        daemon.qmp("block-export-del", id="then", mode="hard")
+        daemon.wait_for("BLOCK_EXPORT_DELETED")
+        daemon.qmp("blockdev-del", node_name="then")
+        self.reopen(daemon, "disk")
+
+
+class Snapshot(Stock):
+    """The guest goes on in an overlay, which is committed in the end."""
+
+    def backup(self, daemon, target):
+        base = target.parent / "live.qcow2"
+        daemon.create(target, daemon.size())
+        daemon.qmp("blockdev-add", driver="qcow2", file="target-file",
+                   node_name="target", backing=None)
+        daemon.qmp("blockdev-snapshot", node="disk", overlay="target")
+        run("lbdump", "-q", "--copy", "--threads=2", "-o", f"{target}.lbz",
+            base)
+        daemon.qmp("block-commit", job_id="commit", device="target")
+        for _ in range(COMMIT_SECONDS * 10):
+            if daemon.qmp("query-block-jobs")[0]["ready"]:
+                daemon.qmp("block-job-complete", device="commit")
+                daemon.wait_for("BLOCK_JOB_COMPLETED")
+                return
+            time.sleep(0.1)
 
 
 WAYS = {
     "ours": Ours(),
     "ours, 10 %": Ours("--incremental"),
+    "durable": Ours("--durable"),
     "blockdev": Blockdev(False),
     "compressed": Blockdev(True),
+    "fleecing": Fleecing(),
+    "snapshot": Snapshot(),
 }
 
 
@@ -267,7 +351,7 @@ class Bench:
         way.prepare(self, image)
         forget(image)
         programs = self.options.stock if way.stock else self.options.patched
-        daemon = Daemon(programs, image, self.runtime)
+        daemon = Daemon(programs, [image], self.runtime, way.top)
         try:
             return self.before_and_during(way, kind, daemon, target)
         finally:
@@ -289,6 +373,39 @@ class Bench:
         during["seconds"] = seconds
         during["written"] = (daemon.written() - written) >> 20
         return before, during
+
+
+    def pause(self, rounds=20, disks=4):
+        """How long livebackup-begin takes for some disks at once, in ms, each
+        with a paced guest: the quickest, the median, the slowest; and how long a
+        write takes meanwhile, at the most."""
+        images = [self.dir / f"pause{number}.qcow2" for number in range(disks)]
+        for image in images:
+            self.img("create", "-q", "-f", "qcow2", "-o", "livebackup=on",
+                     image, f"{self.size}")
+        daemon = Daemon(self.options.patched, images, self.runtime)
+        names = [f"disk{number or ''}" for number in range(disks)]
+        times = []
+        try:
+            with contextlib.ExitStack() as stack:
+                guests = [stack.enter_context(
+                    Guest(daemon, "paced", self.runtime, 64 << 20, name))
+                    for name in names]
+                time.sleep(2)
+                for _ in range(rounds):
+                    start = time.monotonic()
+                    daemon.qmp("livebackup-begin", job_id="b", disks=[
+                        {"device": name} for name in names])
+                    times.append((time.monotonic() - start) * 1000)
+                    daemon.qmp("livebackup-end", job_id="b", success=True)
+                    time.sleep(0.2)
+                longest = max(guest.stop()["max"] for guest in guests)
+        finally:
+            daemon.close()
+            for image in images:
+                image.unlink()
+        times.sort()
+        return times[0], times[rounds // 2], times[-1], longest
 
 
 HEAD = ["way", "guest", "writes/s before", "during", "ratio", "slowest second",
@@ -324,6 +441,10 @@ def main():
             for kind in GUESTS:
                 line = line_of(name, kind, *bench.measure(name, kind))
                 print("| " + " | ".join(line) + " |", flush=True)
+        print()
+        print("livebackup-begin for four disks, 20 times: {:.1f} ms at the "
+              "least, median {:.1f} ms, {:.1f} ms at the most; the longest "
+              "write of their guests {:.1f} ms".format(*bench.pause()))
 
 
 if __name__ == "__main__":
