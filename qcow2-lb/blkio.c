@@ -119,19 +119,21 @@ static int take_image_locks(struct qlb_blkio *io, bool write,
     return 0;
 }
 
-enum { DIRECT_ALIGNMENT = 4096, DIRECT_BUFFER = 1 << 20 };
+/* Past the page cache a piece is a request to the disk, on which those of a
+ * running guest wait: so it is small. */
+enum { DIRECT_ALIGNMENT = 4096, DIRECT_PIECE = 65536, DIRECT_BUFFER = 1 << 20 };
 
-/* Short at the end of the file only. Each read is of whole sectors: where the
- * file ends within one, nothing more can be read. */
+/* Short at the end of the file only. Each read is of whole sectors, and at most
+ * a piece: where the file ends within one, nothing more can be read. */
 static int64_t pread_sectors(struct qlb_blkio *io, void *buf, size_t len,
-                             uint64_t offset, size_t sector,
+                             uint64_t offset, size_t sector, size_t piece,
                              struct qlb_error *err)
 {
     size_t done = 0;
 
     while (done < len) {
-        ssize_t n = pread(io->fd, (char *)buf + done, len - done,
-                          (off_t)(offset + done));
+        ssize_t n = pread(io->fd, (char *)buf + done,
+                          min_u64(len - done, piece), (off_t)(offset + done));
 
         if (n < 0 && errno == EINTR) {
             continue;
@@ -152,7 +154,7 @@ static int64_t pread_sectors(struct qlb_blkio *io, void *buf, size_t len,
 static int64_t file_pread(struct qlb_blkio *io, void *buf, size_t len,
                           uint64_t offset, struct qlb_error *err)
 {
-    return pread_sectors(io, buf, len, offset, 1, err);
+    return pread_sectors(io, buf, len, offset, 1, SIZE_MAX, err);
 }
 
 static bool is_aligned(uint64_t n)
@@ -167,8 +169,8 @@ static int64_t direct_pread(struct qlb_blkio *io, void *buf, size_t len,
     size_t done = 0, room;
 
     if (is_aligned((uintptr_t)buf) && is_aligned(len) && is_aligned(offset)) {
-        return pread_sectors(io, buf, len, offset,
-                             DIRECT_ALIGNMENT, err);
+        return pread_sectors(io, buf, len, offset, DIRECT_ALIGNMENT,
+                             DIRECT_PIECE, err);
     }
     room = min_u64(DIRECT_BUFFER,
                    round_up(len, DIRECT_ALIGNMENT) + DIRECT_ALIGNMENT);
@@ -181,8 +183,8 @@ static int64_t direct_pread(struct qlb_blkio *io, void *buf, size_t len,
         size_t skip = offset + done - start;
         size_t want = min_u64(room, round_up(skip + len - done,
                                              DIRECT_ALIGNMENT));
-        int64_t n = pread_sectors(io, bounce, want, start,
-                                  DIRECT_ALIGNMENT, err);
+        int64_t n = pread_sectors(io, bounce, want, start, DIRECT_ALIGNMENT,
+                                  DIRECT_PIECE, err);
 
         if (n < 0) {
             return -1;

@@ -345,7 +345,8 @@ static int prepare_jobs(struct dump *dump, struct qlb_error *err)
     for (unsigned i = 0; i < dump->n_jobs; i++) {
         struct dump_job *job = &dump->jobs[i];
 
-        job->blocks = malloc(QLB_LBZ_STRIPE);
+        /* Aligned for reading past the page cache */
+        job->blocks = aligned_alloc(4096, QLB_LBZ_STRIPE);
         job->packed = malloc(PACKED_SIZE);
         job->frames = calloc(MAX_JOB_FRAMES, sizeof(*job->frames));
         if (job->blocks == NULL || job->packed == NULL ||

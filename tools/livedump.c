@@ -857,7 +857,7 @@ static void init_locks(struct live_set *set)
  * to save originals and to answer. Nothing is lost if that is not allowed. */
 static void be_nice(void)
 {
-    setpriority(PRIO_PROCESS, 0, 19);
+    setpriority(PRIO_PROCESS, 0, 10);
 }
 
 int livedump(const struct livedump_options *options,
