@@ -9,68 +9,25 @@
 # every file of the restored disk is compared with its original in a plain
 # folder, and the disk with that raw copy.
 #
+# Then a guest boots from that disk, and is backed up while it runs: guest.sh.
+#
 # Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 set -euo pipefail
 export LC_ALL=C.UTF-8
+demo=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=demo/output.bash
+. "$demo/output.bash"
+# shellcheck source=demo/guest.bash
+. "$demo/guest.bash"
 
 disk_size=1G
 file_bytes=$((300 << 20))
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/lbdemo.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap 'stop_guest; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 cd "$work"
-
-fail() {
-    printf 'demo: %s\n' "$*" >&2
-    if [ -s log ]; then
-        tail -n 20 log >&2
-    fi
-    exit 1
-}
-
-# -------------------------------------------------------------------- output
-
-if [ -t 1 ]; then
-    bold=$'\e[1m' plain=$'\e[0m' green=$'\e[1;32m'
-else
-    bold='' plain='' green=''
-fi
-
-size() {
-    stat -c %s "$1" | awk '{ printf "%.1f MiB", $1 / 1048576 }'
-}
-
-headline() {
-    printf '%s%s%s\n' "$bold" "$*" "$plain"
-}
-
-now() {
-    printf '%s' "${EPOCHREALTIME/[.,]/}"
-}
-
-# step FILE COMMAND: run the command line, print it with the time it took and
-# with the size of FILE, its result ('-': none).
-step() {
-    local begin end what=''
-    begin=$(now)
-    bash -c "set -euo pipefail; $2" >log 2>&1 || fail "failed: $2"
-    end=$(now)
-    if [ "$1" != - ]; then
-        what=$(size "$1")
-    fi
-    printf '  $ %-49s %11s %7s s\n' "$2" "$what" \
-        "$(awk -v us="$((end - begin))" 'BEGIN { printf "%.2f", us / 1e6 }')"
-}
-
-# proof TEXT COMMAND...: run it, say that it went well.
-proof() {
-    local text=$1
-    shift
-    "$@" >log 2>&1 || fail "not so: $text ($*)"
-    printf '  %-70s %sok%s\n' "$text" "$green" "$plain"
-}
 
 # ------------------------------------------------------- a disk with contents
 
@@ -210,8 +167,9 @@ main() {
     proof 'restored files = the files that were put in, one by one' same_files
     proof 'restored file system: e2fsck finds nothing' sound_file_system
     step incr3.lbz 'lbdump --incremental disk.qcow2 > incr3.lbz'
-    printf '%sThe restored disk equals the original; %s%s\n' "$green" \
-        "incrementals go on from it." "$plain"
+    demonstrate_guest
+    printf '%sThe restored disks equal the originals; %s%s\n' "$green" \
+        "incrementals go on from them." "$plain"
 }
 
 main

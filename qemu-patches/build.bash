@@ -587,13 +587,6 @@ need_qemu() {
 }
 
 # What demo, check and so on do first. Without patches there is no QEMU of ours.
-qemu_if_patched() {
-    if have_series; then
-        need_qemu
-        build_qemu
-    fi
-}
-
 cmd_qemu() {
     have_series || die "$qemu_patches/series names no patch"
     trap give_back EXIT

@@ -7,7 +7,8 @@
 
 takes kernel modules, and those that they depend on, out of an unpacked package:
 they become /modules/1, /modules/2, ... in the order of loading.  Modules that
-are built into the kernel are left out.
+are built into the kernel are left out, and those with a '?' behind their name
+where the kernel has none.
 """
 
 import glob
@@ -92,7 +93,8 @@ class Modules:
             order[name] = data
 
         for name in names:
-            add(name)
+            if not name.endswith("?") or plain(name[:-1]) in self.paths:
+                add(name.rstrip("?"))
         return list(order.values())
 
 

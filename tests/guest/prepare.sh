@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes the guest of the kill test: DIR/vmlinuz, a kernel of the distribution,
-# and DIR/initrd, the modules that it needs to see a virtio disk. The program
-# that runs as its init is added by the test.
+# Makes a guest: DIR/vmlinuz, a kernel of the distribution, DIR/initrd, the
+# modules that it needs to see a virtio disk, and DIR/initrd.ext4, these and what
+# it needs to mount ext4. The program that runs as its init is added by others.
 #
 #     prepare.sh DIR
 #
@@ -17,6 +17,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # The small one first: half the size, and boots faster.
 packages=(linux-image-cloud-amd64 linux-image-amd64)
 modules=(virtio_pci virtio_blk)
+modules_ext4=("${modules[@]}" 'crc32c_generic?' ext4)
 
 die() {
     printf 'prepare.sh: %s\n' "$*" >&2
@@ -26,8 +27,8 @@ die() {
 [ "$#" -eq 1 ] || die "usage: prepare.sh DIR"
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-# initrd is the last to appear
-if [ -s "$dir/vmlinuz" ] && [ -s "$dir/initrd" ]; then
+# initrd.ext4 is the last to appear
+if [ -s "$dir/vmlinuz" ] && [ -s "$dir/initrd.ext4" ]; then
     exit 0
 fi
 for tool in apt-get dpkg python3; do
@@ -77,5 +78,8 @@ fi
 
 dpkg -x "$work"/deb/*.deb "$work/tree"
 python3 -B "$here/initrd.py" "$work/tree" "$work/initrd" "${modules[@]}"
+python3 -B "$here/initrd.py" "$work/tree" "$work/initrd.ext4" \
+    "${modules_ext4[@]}"
 mv "$work"/tree/boot/vmlinuz-* "$dir/vmlinuz"
 mv "$work/initrd" "$dir/initrd"
+mv "$work/initrd.ext4" "$dir/initrd.ext4"
