@@ -127,6 +127,74 @@ write_meanwhile() {
     qemu_check a.qcow2
 }
 
+# qmp COMMAND [ARGUMENTS]: what it returns.
+qmp() {
+    "$ORACLE_PYTHON" - "$1" "${2:-{\}}" <<'END'
+import json
+import socket
+import sys
+
+client = socket.socket(socket.AF_UNIX)
+client.connect("qmp")
+stream = client.makefile("rw")
+for command, arguments in (("qmp_capabilities", {}),
+                           (sys.argv[1], json.loads(sys.argv[2]))):
+    stream.write(json.dumps({"execute": command, "arguments": arguments}))
+    stream.flush()
+    answer = {}
+    while "return" not in answer:
+        answer = json.loads(stream.readline())
+        if "error" in answer:
+            sys.exit(answer["error"]["desc"])
+print(json.dumps(answer["return"]))
+END
+}
+
+# pull ARCHIVE MODE [OPTION]...: as a client on another host does.
+pull() {
+    local info bitmap url='nbd+unix:///then?socket=nbd'
+    info=$(qmp livebackup-begin "{\"job-id\": \"pull\", \"mode\": \"$2\",
+        \"disks\": [{\"device\": \"a\"}]}")
+    bitmap=$(jq -r '.disks[0].bitmap' <<<"$info")
+    qmp blockdev-add '{"driver": "snapshot-access", "file": "a",
+        "node-name": "then"}' >/dev/null
+    qmp block-export-add "{\"type\": \"nbd\", \"id\": \"then\",
+        \"node-name\": \"then\", \"name\": \"then\",
+        \"bitmaps\": [{\"node\": \"a\", \"name\": \"$bitmap\"}]}" >/dev/null
+    if [ "$2" = incremental ]; then
+        set -- "$@" --bitmap="$bitmap" \
+            --parent="$(jq -r '.disks[0].parent' <<<"$info")"
+    fi
+    write_meanwhile a &
+    run_expect 0 lbdump --json --rate-limit=20M -o "$1" "${@:3}" \
+        --uuid="$(jq -r '.disks[0].checkpoint' <<<"$info")" \
+        --image-uuid="$(lbctl status --json a.qcow2 | jq -r .image_uuid)" \
+        "$url"
+    root=$(jq -r .root_digest <<<"$output")
+    wait $!
+    qmp block-export-del '{"id": "then"}' >/dev/null
+    until qmp blockdev-del '{"node-name": "then"}' >/dev/null 2>&1; do
+        sleep 0.02
+    done
+    qmp livebackup-end "{\"job-id\": \"pull\", \"success\": true,
+        \"roots\": [{\"device\": \"a\", \"root\": \"${root:0:16}\"}]}"
+}
+
+@test "pulled over NBD from QEMU itself, while the guest writes" {
+    make_disks
+    serve a
+    keep a
+    pull 0.lbz full
+    expect_kept a 0.lbz
+    guest a 'write -P 9 70M 1M' 'write -z 30M 1M'
+    keep a
+    pull 1.lbz incremental
+    expect_kept a 0.lbz 1.lbz
+    [ "$(status_of a.qcow2 '[.checkpoints[].confirmed] | join(" ")')" = \
+        'true true' ]
+    [ ! -e a.orig.qcow2 ]
+}
+
 @test "QEMU is killed while its disk is dumped" {
     make_disks
     serve a
