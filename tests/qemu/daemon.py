@@ -24,6 +24,10 @@ class Daemon:
     """With its monitor and its NBD server at 'qmp' and 'nbd' in a folder, where
     it runs; arguments: what else it gets."""
 
+    PROGRAM = ("qemu-storage-daemon",)
+    SERVERS = ("--monitor", "qmp",
+               "--nbd-server", "addr.type=unix,addr.path=nbd")
+
     def __init__(self, folder, *arguments, env=None):
         self.folder = folder
         for name in ("qmp", "nbd"):
@@ -31,10 +35,9 @@ class Daemon:
         self.log = os.path.join(folder, "log")
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [program("P", "qemu-storage-daemon"),
+                [program("P", self.PROGRAM[0]), *self.PROGRAM[1:],
                  "--chardev", "socket,id=qmp,path=qmp,server=on,wait=off",
-                 "--monitor", "qmp",
-                 "--nbd-server", "addr.type=unix,addr.path=nbd", *arguments],
+                 *self.SERVERS, *arguments],
                 cwd=folder, env=dict(os.environ, **(env or {})),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.stream = None
