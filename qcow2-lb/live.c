@@ -350,6 +350,50 @@ void qlb_live_close(struct qlb_live *live)
     free(live);
 }
 
+/* ---- the orig's file ---- */
+
+char *qlb_live_default_orig(const char *image)
+{
+    static const char suffix[] = ".qcow2", orig[] = ".orig.qcow2";
+    size_t len = strlen(image), cut = sizeof(suffix) - 1;
+    char *name = malloc(len + sizeof(orig));
+
+    if (name == NULL) {
+        return NULL;
+    }
+    if (len >= cut && strcmp(image + len - cut, suffix) == 0) {
+        len -= cut;
+    }
+    memcpy(name, image, len);
+    memcpy(name + len, orig, sizeof(orig));
+    return name;
+}
+
+int qlb_live_remove_orig(const char *orig, const struct qlb_uuid *image_uuid,
+                         struct qlb_error *err)
+{
+    struct qlb_live file = { .orig_io = NULL };
+    bool ours;
+
+    if (access(orig, F_OK) < 0 && errno == ENOENT) {
+        return 0;
+    }
+    file.orig_io = qlb_blkio_open(orig, 0, err);
+    if (file.orig_io == NULL) {
+        return -1;
+    }
+    ours = decode_orig(&file, err) == 0 &&
+           qlb_uuid_equal(&file.orig.image_uuid, image_uuid);
+    qlb_blkio_close(file.orig_io);
+    if (!ours) {
+        return 0;
+    }
+    if (unlink(orig) < 0) {
+        return qlb_fail_errno(err, errno, "%s", orig);
+    }
+    return 1;
+}
+
 /* ---- queries ---- */
 
 struct qlb_image *qlb_live_image(struct qlb_live *live)

@@ -69,6 +69,14 @@ bool qlb_live_has_file(const struct qlb_live *live, const struct stat *st);
  * read must not be used. */
 int qlb_live_check(const struct qlb_live *live, struct qlb_error *err);
 
+/* Where QEMU makes the orig of an image by default: disk.orig.qcow2 beside
+ * disk.qcow2. The caller frees it; NULL: no memory. */
+char *qlb_live_default_orig(const char *image);
+/* Deletes what an interrupted backup of that image left, which the caller has
+ * locked. 1: done, 0: there is no such file, or it is not that, -1. */
+int qlb_live_remove_orig(const char *orig, const struct qlb_uuid *image_uuid,
+                         struct qlb_error *err);
+
 struct qlb_live_reader *qlb_live_reader_new(const struct qlb_live *live,
                                             struct qlb_error *err);
 void qlb_live_reader_free(struct qlb_live_reader *reader);

@@ -25,30 +25,12 @@ struct interrupted {
     struct dump_archive archive;
 };
 
-/* As QEMU names it: disk.orig.qcow2 for disk.qcow2. */
-static char *default_orig(const char *disk)
-{
-    static const char suffix[] = ".qcow2", orig[] = ".orig.qcow2";
-    size_t len = strlen(disk), cut = sizeof(suffix) - 1;
-    char *name = malloc(len + sizeof(orig));
-
-    if (name == NULL) {
-        return NULL;
-    }
-    if (len >= cut && strcmp(disk + len - cut, suffix) == 0) {
-        len -= cut;
-    }
-    memcpy(name, disk, len);
-    memcpy(name + len, orig, sizeof(orig));
-    return name;
-}
-
 static int open_source(struct interrupted *i, struct qlb_error *err)
 {
     const struct interrupted_options *options = i->options;
 
     i->orig = options->orig != NULL ? strdup(options->orig)
-                                    : default_orig(options->disk);
+                                    : qlb_live_default_orig(options->disk);
     if (i->orig == NULL) {
         return qlb_fail_errno(err, ENOMEM, "%s", options->disk);
     }

@@ -2,6 +2,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -557,6 +558,35 @@ static const struct tool recover_tool = {
     .options = plain_options,
 };
 
+/* 1: there was one. Locked as the image is, nobody needs it. */
+static int remove_orig(const char *path, const struct qlb_image *image,
+                       struct qlb_error *err)
+{
+    char *orig = qlb_live_default_orig(path);
+    int ret;
+
+    if (orig == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", path);
+    }
+    ret = qlb_live_remove_orig(orig, &qlb_image_ext(image)->image_uuid, err);
+    free(orig);
+    return ret;
+}
+
+static int print_recovery(const char *path, const struct qlb_image *image,
+                          const struct qlb_recovery *recovery)
+{
+    struct qlb_error err;
+    int removed = qlb_image_ext(image) == NULL
+                      ? 0 : remove_orig(path, image, &err);
+
+    printf("%s: %" PRIu64 " leaked clusters freed, %u checkpoints dropped%s%s\n",
+           path, recovery->freed_clusters, recovery->dropped_checkpoints,
+           recovery->cleared_state ? ", an interrupted backup given up" : "",
+           removed > 0 ? ", its originals deleted" : "");
+    return removed < 0 ? tool_fail(path, &err) : tool_flush_stdout();
+}
+
 static int recover(int argc, char **argv)
 {
     struct qlb_recovery recovery;
@@ -572,12 +602,7 @@ static int recover(int argc, char **argv)
     if (image == NULL || qlb_image_recover(image, &recovery, &err) < 0) {
         status = tool_fail(path, &err);
     } else {
-        printf("%s: %" PRIu64 " leaked clusters freed, %u checkpoints "
-               "dropped%s\n", path, recovery.freed_clusters,
-               recovery.dropped_checkpoints,
-               recovery.cleared_state ? ", an interrupted backup given up"
-                                      : "");
-        status = tool_flush_stdout();
+        status = print_recovery(path, image, &recovery);
     }
     qlb_image_close(image);
     return status;

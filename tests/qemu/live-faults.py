@@ -389,9 +389,18 @@ def killed_while_it_runs():
     with Guest(folder) as guest:
         guest.begin()
         guest.write("write -P 32 0 4k")
-    found, status = verdict_of(os.path.join(folder, "disk.qcow2"))
+    path = os.path.join(folder, "disk.qcow2")
+    found, status = verdict_of(path)
     if found != "trusted":
         raise Failure(f"{found}: {json.dumps(status)}")
+    said = run(["lbctl", "recover", path]).expect(0).out.decode()
+    if not said.endswith(", an interrupted backup given up, its originals "
+                         "deleted\n") or os.path.exists(path[:-6]
+                                                        + ".orig.qcow2"):
+        raise Failure(f"recover: {said}")
+    if take_up(folder)[2] != f"lbdump: {path}: no backup was interrupted\n":
+        raise Failure("taken up after recover")
+    run(["lbctl", "recover", path]).expect(0)
     expect_goes_on(folder)
 
 
