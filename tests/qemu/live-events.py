@@ -93,6 +93,17 @@ def machine(device=False):
     return Machine(folder, device)
 
 
+def start_lbdump(vm, archive):
+    """It goes on for some seconds; returns when the backup has begun."""
+    lbdump = subprocess.Popen(
+        ["lbdump", f"--qmp={vm.folder}/dump", "--disk=disk",
+         "--incremental", "--rate-limit=4M", "--quiet", "-o", archive],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not vm.qmp("query-livebackup") and lbdump.poll() is None:
+        time.sleep(0.01)
+    return lbdump
+
+
 def backup_during(happens, status=0, next_by="disk", device=False):
     """lbdump runs; the guest writes; it happens; the guest writes.  next_by: the
     node that the next backup is of, None: what happens has closed the disk."""
@@ -100,12 +111,7 @@ def backup_during(happens, status=0, next_by="disk", device=False):
         then = os.path.join(vm.folder, "then.qcow2")
         archive = os.path.join(vm.folder, "1.lbz")
         shutil.copy(vm.disk, then)
-        lbdump = subprocess.Popen(
-            ["lbdump", f"--qmp={vm.folder}/dump", "--disk=disk",
-             "--incremental", "--rate-limit=4M", "--quiet", "-o", archive],
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while not vm.qmp("query-livebackup") and lbdump.poll() is None:
-            time.sleep(0.01)
+        lbdump = start_lbdump(vm, archive)
         vm.write("write -P 11 0 1M", "write -P 12 3M 3M", "write -z 1M 64k")
         happens(vm)
         said = lbdump.communicate(timeout=PATIENCE)[1].decode()
@@ -199,12 +205,7 @@ def quit_meanwhile():
     """QEMU ends in order."""
     with machine() as vm:
         archive = os.path.join(vm.folder, "1.lbz")
-        lbdump = subprocess.Popen(
-            ["lbdump", f"--qmp={vm.folder}/dump", "--disk=disk",
-             "--incremental", "--rate-limit=4M", "--quiet", "-o", archive],
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while not vm.qmp("query-livebackup") and lbdump.poll() is None:
-            time.sleep(0.01)
+        lbdump = start_lbdump(vm, archive)
         vm.write("write -P 11 0 1M", "write -P 12 3M 3M")
         vm.close()
         lbdump.communicate(timeout=PATIENCE)
