@@ -372,6 +372,12 @@ enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
     return found;
 }
 
+bool qlb_image_is_left_alone(const struct qlb_image *image)
+{
+    return image->seen.autoclear_livebackup &&
+           (image->trust == QLB_TRUSTED || lacks_syncs(image));
+}
+
 int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,
                          struct qlb_error *err)
 {

@@ -61,6 +61,10 @@ int qlb_image_fail_trust(const struct qlb_image *image, enum qlb_trust trust,
 enum qlb_trust qlb_image_trust_between(const struct qlb_image *image,
                                        unsigned i, unsigned until);
 
+/* Whether nobody but tracking writers has changed the image or its backing
+ * files: what was written last may be missing, at worst. */
+bool qlb_image_is_left_alone(const struct qlb_image *image);
+
 /* Number of checkpoints at the front of the list that are not trusted. */
 unsigned qlb_image_untrusted(const struct qlb_image *image);
 

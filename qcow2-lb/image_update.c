@@ -164,11 +164,23 @@ static void plan_append(struct update *u,
     u->slots[n].kind = SLOT_NEW;
 }
 
+/* Whether the write takes away what tells that an interrupted backup still is
+ * the point in time: an autoclear bit that is clear, digests that don't match,
+ * the boot id. */
+static bool hides_changes(const struct update *u, bool keep_open)
+{
+    return !qlb_image_is_left_alone(u->image) ||
+           (!keep_open && (u->ext.flags & QLB_EXT_DURABLE) == 0);
+}
+
 /* The extension as a tool leaves it: one generation more, digests of now. */
 static void refresh_ext(struct update *u, bool keep_open)
 {
     const struct qlb_trust_image *seen = &u->image->seen;
 
+    if (u->ext.state == QLB_STATE_RUNNING && hides_changes(u, keep_open)) {
+        u->ext.state = QLB_STATE_INTERRUPTED;
+    }
     u->ext.generation++;
     u->ext.backing_digest = seen->backing_digest;
     u->ext.backing_stat_digest = seen->backing_stat_digest;

@@ -189,16 +189,12 @@ static int open_files(struct qlb_live *live, const char *image, unsigned flags,
 }
 
 static int find_checkpoint(struct qlb_live *live,
-                           const struct qlb_uuid *checkpoint,
-                           struct qlb_error *err)
+                           const struct qlb_uuid *checkpoint)
 {
     int i = qlb_ext_find(qlb_image_ext(live->image), checkpoint);
 
-    if (i < 0) {
-        return broken(live->header_io, "its checkpoint is gone", err);
-    }
-    live->checkpoint = (unsigned)i;
-    return 0;
+    live->checkpoint = i < 0 ? 0 : (unsigned)i;
+    return i < 0 ? -1 : 0;
 }
 
 static int live_open(struct qlb_live *live, const char *image,
@@ -216,9 +212,11 @@ static int live_open(struct qlb_live *live, const char *image,
         return -1;
     }
     if (check_state(live->header_io, qlb_image_ext(live->image), &live->set,
-                    err) < 0 ||
-        find_checkpoint(live, checkpoint, err) < 0) {
+                    err) < 0) {
         return -1;
+    }
+    if (find_checkpoint(live, checkpoint) < 0) {
+        return broken(live->header_io, "its checkpoint is gone", err);
     }
     return open_orig(live, orig, checkpoint, err);
 }
@@ -291,9 +289,7 @@ static int check_interrupted(const struct qlb_live *live,
         why = "another program has opened the image for writing since";
     } else if (ext->released) {
         why = "what had been released was overwritten";
-    } else if (image->trust != QLB_TRUSTED &&
-               image->trust != QLB_TRUST_POWER_LOSS &&
-               image->trust != QLB_TRUST_MOVED_OPEN) {
+    } else if (!qlb_image_is_left_alone(image)) {
         why = qlb_trust_reason(image->trust);
     } else {
         why = missed_writes(image);
@@ -320,7 +316,10 @@ static int open_interrupted(struct qlb_live *live, const char *image,
     if (open_orig(live, orig, NULL, err) < 0) {
         return -1;
     }
-    return find_checkpoint(live, &live->orig.checkpoint_uuid, err);
+    if (find_checkpoint(live, &live->orig.checkpoint_uuid) < 0) {
+        return lost(live, "its checkpoint is gone", err);
+    }
+    return 0;
 }
 
 struct qlb_live *qlb_live_open_interrupted(const char *image, const char *orig,

@@ -19,6 +19,10 @@ setup() {
     claim live-faults.py power-loss
 }
 
+@test "what a stock QEMU writes to what was left is not hidden by our tools" {
+    claim live-faults.py hidden-changes
+}
+
 @test "killed while a backup runs: the image is trusted" {
     claim live-faults.py killed-while-it-runs
 }
