@@ -1,0 +1,77 @@
+/* A machine as the source of a backup. What QEMU with livebackup, a stock QEMU
+ * and images that nobody has open differ in is behind these functions.
+ *
+ * Order of calls: list, then for each disk what is wanted is filled in, then
+ * begin, dump, and end. Errors begin with the disk's file, or with what the
+ * machine is reached by.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef VM_SOURCE_H
+#define VM_SOURCE_H
+
+#include "dump_archive.h"
+
+struct source_disk {
+    /* list */
+    char *name;            /* for people, and unique: "vda", node name, ... */
+    char *filename;        /* of the image */
+    struct qlb_uuid image; /* zero: not known yet */
+
+    /* What is wanted, filled in before begin. */
+    struct qlb_uuid since; /* the parent; zero: a full one */
+    char *output;          /* path of the archive */
+    char *bitmap;          /* the parent's, of a stock QEMU; or NULL */
+
+    /* begin */
+    bool incremental;
+    char *reason;          /* why it is none; NULL: nothing to say */
+
+    /* dump: header, root, totals; whole and synced, and has its name */
+    struct dump_archive archive;
+};
+
+struct source;
+
+struct source_ops {
+    const char *kind; /* "images", "qemu", "qemu-stock", as in a manifest */
+    int (*list)(struct source *source, struct qlb_error *err);
+    /* One point in time for all disks. A disk that has no trusted way from its
+     * `since` gets a full one. After a failure nothing has begun. */
+    int (*begin)(struct source *source, const struct dump_request *request,
+                 struct qlb_error *err);
+    int (*dump)(struct source *source, const struct dump_request *request,
+                struct qlb_error *err);
+    /* success: all archives are safe, and the manifest is written: checkpoints
+     * are confirmed. Else, after a begin, nothing of it remains but
+     * unconfirmed checkpoints. */
+    int (*end)(struct source *source, bool success, struct qlb_error *err);
+    void (*free)(struct source *source);
+};
+
+struct source {
+    const struct source_ops *ops;
+    struct source_disk *disks;
+    unsigned n_disks;
+    struct qlb_uuid set; /* begin */
+    uint64_t time;       /* begin: seconds since 1970 */
+};
+
+/* For implementations: a further disk, all zero but its name (copied). */
+struct source_disk *source_add_disk(struct source *source, const char *name,
+                                    struct qlb_error *err);
+/* The disks, and all their strings. */
+void source_release_disks(struct source *source);
+
+/* All of these only keep what they are told; names NULL or n_disks 0: all disks
+ * that can be backed up. */
+struct qmp;
+struct source *source_images_new(char *const *names, char *const *paths,
+                                 unsigned n);
+/* qmp: a connection, which becomes the source's. */
+struct source *source_qemu_new(struct qmp *qmp, char *const *disks,
+                               unsigned n_disks, bool durable);
+struct source *source_stock_new(struct qmp *qmp, char *const *disks,
+                                unsigned n_disks);
+
+#endif
