@@ -493,15 +493,6 @@ static int prune_named(struct qlb_image *image, const char *path,
     return fold(image, path, (unsigned)i);
 }
 
-static const char *checked_label(const char *text)
-{
-    if (!qlb_label_valid(text)) {
-        tool_usage("--chain: '%s' is no label: 1 to %u of the characters A-Z "
-                   "a-z 0-9 . _ -", text, QLB_LABEL_MAX);
-    }
-    return text;
-}
-
 static int prune(int argc, char **argv)
 {
     const char *path, *label = NULL;
@@ -514,7 +505,7 @@ static int prune(int argc, char **argv)
         if (option == OPT_KEEP) {
             keep = tool_parse_number(optarg, "--keep", 1, 32);
         } else if (option == OPT_CHAIN) {
-            label = checked_label(optarg);
+            label = tool_parse_label(optarg, "--chain");
         } else {
             force = true;
         }

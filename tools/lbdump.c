@@ -1,10 +1,5 @@
 /* lbdump: dumps a qcow2 disk into an archive, in full or what has changed.
  *
- * The order at the end is that of livebackup-extension.md, "Adding a
- * checkpoint for an offline dump": seal the archive, sync it, add the
- * checkpoint unconfirmed, make the archive whole and synced, confirm.  An
- * error in between takes the checkpoint away again.
- *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <errno.h>
@@ -15,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "dump_archive.h"
+#include "imagedump.h"
 #include "interrupted.h"
 #include "livedump.h"
 #include "nbddump.h"
@@ -96,502 +91,44 @@ static const struct tool tool = {
 };
 
 struct lbdump {
-    /* asked for */
-    const char *path;
-    bool copy, labelled;
-    struct dump_request request;
+    struct imagedump disk;        /* what is asked for, of all kinds */
+    bool labelled;
     struct livedump_options live; /* where it has a socket */
     bool interrupted;
     const char *orig;
     struct nbddump_options nbd;   /* where the path is a URI */
     const char *nbd_option;       /* one of those that were given */
-
-    /* found and decided */
-    struct qlb_image *image;    /* NULL with --overlay */
-    struct qlb_disk *overlay;   /* with --overlay: the top */
-    struct qlb_image *backing;  /* with --overlay: its backing image */
-    const struct qlb_disk *disk;
-    bool record;                /* add a checkpoint to the image */
-    bool incremental;
-    unsigned since_index;
-    char reason[512];           /* why --auto made a full one; or empty */
-    struct qlb_changes *changes;
-    struct qlb_disk_reader *overlay_reader;
-
-    struct dump_archive archive;
 };
-
-/* ---- opening ---- */
-
-static int open_image(struct lbdump *d, struct qlb_error *err)
-{
-    enum qlb_trust trust;
-
-    d->image = qlb_image_open(d->path, 0, err);
-    if (d->image == NULL) {
-        return -1;
-    }
-    trust = qlb_image_trust(d->image);
-    d->record = !d->copy && trust != QLB_TRUST_OFF &&
-                trust != QLB_TRUST_UNSUPPORTED &&
-                trust != QLB_TRUST_EXTENSION_DAMAGED;
-    if (d->record) {
-        /* Again, with the writer's locks. */
-        qlb_image_close(d->image);
-        d->image = qlb_image_open(d->path, QLB_IMAGE_WRITE, err);
-        if (d->image == NULL) {
-            return -1;
-        }
-        if (qlb_image_ext(d->image) == NULL) {
-            return qlb_fail(err, QLB_E_BUSY, "%s: the image was changed by "
-                            "another process", d->path);
-        }
-    }
-    d->disk = qlb_image_disk(d->image);
-    return 0;
-}
-
-static bool backing_is_qcow2(const struct qlb_disk *overlay)
-{
-    const char *format = qlb_disk_header(overlay)->backing_format;
-
-    return format != NULL && strcmp(format, "qcow2") == 0;
-}
-
-static int open_overlay(struct lbdump *d, struct qlb_error *err)
-{
-    const char *backing;
-    const struct qlb_ext *ext;
-
-    d->overlay = qlb_disk_open(d->path, QLB_DISK_LOCK, err);
-    if (d->overlay == NULL) {
-        return -1;
-    }
-    d->disk = d->overlay;
-    backing = qlb_disk_backing_path(d->overlay);
-    if (backing != NULL && !backing_is_qcow2(d->overlay)) {
-        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the backing image %s has "
-                        "no checkpoint: it is not a qcow2 image", d->path,
-                        backing);
-    }
-    if (backing == NULL) {
-        return qlb_fail(err, QLB_E_USAGE, "%s: --overlay wants an image with "
-                        "a backing file", d->path);
-    }
-    d->backing = qlb_image_open(backing, 0, err);
-    if (d->backing == NULL) {
-        return -1;
-    }
-    ext = qlb_image_ext(d->backing);
-    if (ext == NULL) {
-        enum qlb_trust trust = qlb_image_trust(d->backing);
-
-        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the backing image %s has "
-                        "no checkpoint: %s (%s)", d->path, backing,
-                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    }
-    return 0;
-}
-
-/* ---- deciding ---- */
-
-static const struct qlb_image *tracked_image(const struct lbdump *d)
-{
-    return d->backing != NULL ? d->backing : d->image;
-}
-
-/* Index of the checkpoint to go on from, or -1 with QLB_E_UNTRUSTED. */
-static int find_parent(struct lbdump *d, struct qlb_error *err)
-{
-    const struct qlb_image *image = tracked_image(d);
-    const struct qlb_ext *ext = qlb_image_ext(image);
-    enum qlb_trust trust = qlb_image_trust(image);
-    char text[QLB_UUID_TEXT];
-    int i;
-
-    if (trust == QLB_TRUST_OFF) {
-        return qlb_fail(err, QLB_E_UNTRUSTED, "livebackup is off; turn it on "
-                        "with 'lbctl enable'");
-    }
-    if (trust != QLB_TRUSTED || ext == NULL) {
-        return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
-                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    }
-    if (d->request.mode == DUMP_SINCE) {
-        i = qlb_ext_find(ext, &d->request.since);
-        if (i < 0) {
-            return qlb_fail(err, QLB_E_UNTRUSTED, "the image has no "
-                            "checkpoint %s; 'lbctl status' lists them",
-                            qlb_uuid_format(&d->request.since, text));
-        }
-    } else {
-        i = qlb_ext_newest_confirmed(ext, d->request.label);
-        if (i < 0) {
-            return qlb_fail(err, QLB_E_UNTRUSTED, "chain '%s' has no "
-                            "confirmed checkpoint (no-checkpoint)",
-                            d->request.label);
-        }
-    }
-    trust = qlb_image_trust_since(image, (unsigned)i);
-    if (trust != QLB_TRUSTED) {
-        return qlb_fail(err, QLB_E_UNTRUSTED, "%s (%s)",
-                        qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    }
-    return i;
-}
-
-static int decide(struct lbdump *d, struct qlb_error *err)
-{
-    int parent;
-
-    if (d->request.mode == DUMP_FULL) {
-        return 0;
-    }
-    parent = find_parent(d, err);
-    if (parent >= 0) {
-        d->incremental = true;
-        d->since_index = (unsigned)parent;
-        return 0;
-    }
-    if (d->request.mode == DUMP_AUTO) {
-        snprintf(d->reason, sizeof(d->reason), "%.500s", err->message);
-        return 0;
-    }
-    qlb_error_prefix(err, "%s: an incremental is not possible", d->path);
-    if (d->request.mode == DUMP_INCREMENTAL) {
-        dump_hint_at_auto(err);
-    }
-    return -1;
-}
-
-/* Tells what an operator may not expect. */
-static void say_what_is_done(const struct lbdump *d)
-{
-    enum qlb_trust trust;
-
-    if (d->request.quiet) {
-        return;
-    }
-    if (d->request.mode == DUMP_AUTO) {
-        dump_say_auto(d->path, d->incremental, d->reason);
-    }
-    if (d->image == NULL || d->copy) {
-        return;
-    }
-    trust = qlb_image_trust(d->image);
-    if (trust == QLB_TRUST_OFF) {
-        if (d->request.mode == DUMP_AUTO) {
-            return; /* that was the reason */
-        }
-        tool_message("%s: livebackup is off, so this dump is not followed by "
-                     "incrementals; turn it on with: lbctl enable %s",
-                     d->path, d->path);
-    } else if (!d->record) {
-        tool_message("%s: no checkpoint is recorded: %s (%s)", d->path,
-                     qlb_trust_reason(trust), qlb_trust_keyword(trust));
-    } else if (d->request.mode != DUMP_AUTO && trust != QLB_TRUSTED &&
-               trust != QLB_TRUST_NO_CHECKPOINT) {
-        tool_message("%s: checkpoints that can't be trusted are dropped: %s "
-                     "(%s)", d->path, qlb_trust_reason(trust),
-                     qlb_trust_keyword(trust));
-    }
-}
-
-/* ---- the header ---- */
-
-static void make_header(struct lbdump *d)
-{
-    const struct qlb_image *image = tracked_image(d);
-    const struct qlb_ext *ext = qlb_image_ext(image);
-    struct qlb_lbz_header *h = &d->archive.header;
-
-    dump_archive_begin(&d->archive, &d->request, qlb_disk_size(d->disk));
-    h->time = (uint64_t)time(NULL);
-    h->uuid = tool_random_uuid();
-    h->image_uuid = ext != NULL ? ext->image_uuid : tool_random_uuid();
-    if (d->incremental) {
-        uint64_t smallest = UINT64_MAX;
-
-        /* A larger overlay reads as zeroes above its base. */
-        if (d->backing != NULL) {
-            smallest = qlb_disk_size(qlb_image_disk(d->backing));
-        }
-        dump_archive_increment(&d->archive, ext, d->since_index,
-                               ext->n_checkpoints, smallest);
-    }
-}
-
-/* ---- ranges ---- */
-
-/* The next range that the top overlay itself holds. */
-static int next_allocated(struct lbdump *d, uint64_t offset, uint64_t *start,
-                          uint64_t *length, struct qlb_error *err)
-{
-    uint64_t size = qlb_disk_size(d->disk);
-
-    *length = 0;
-    while (offset < size) {
-        enum qlb_extent_type type;
-        uint64_t run;
-
-        if (qlb_disk_top_extent(d->overlay_reader, offset, size - offset,
-                                &type, &run, err) < 0) {
-            return -1;
-        }
-        if (type != QLB_EXTENT_UNALLOCATED) {
-            *start = offset;
-            *length = run;
-            return 0;
-        }
-        offset += run;
-    }
-    return 0;
-}
-
-/* What has changed since the parent: of two sources, the nearer range. The
- * block that holds the disk's end is changed if the disk was cut there. */
-static int changed(void *opaque, uint64_t offset, uint64_t *start,
-                   uint64_t *length, struct qlb_error *err)
-{
-    struct lbdump *d = opaque;
-    uint64_t size = qlb_disk_size(d->disk);
-    uint64_t other, other_length = 0;
-
-    *length = 0;
-    if (offset < qlb_disk_size(qlb_image_disk(tracked_image(d))) &&
-        qlb_changes_next(d->changes, offset, start, length, err) < 0) {
-        return -1;
-    }
-    if (*length > 0 && *start >= size) {
-        *length = 0;
-    }
-    if (*length > size - *start) {
-        *length = size - *start;
-    }
-    if (d->overlay != NULL) {
-        if (next_allocated(d, offset, &other, &other_length, err) < 0) {
-            return -1;
-        }
-        if (other_length > 0 && (*length == 0 || other < *start)) {
-            *start = other;
-            *length = other_length;
-        }
-    }
-    return 0;
-}
-
-/* The changed ranges and, at the end, the block the disk was cut in. */
-static int changed_and_cut(void *opaque, uint64_t offset, uint64_t *start,
-                           uint64_t *length, struct qlb_error *err)
-{
-    struct lbdump *d = opaque;
-    const struct qlb_ext *ext = qlb_image_ext(tracked_image(d));
-
-    if (changed(d, offset, start, length, err) < 0) {
-        return -1;
-    }
-    if (*length == 0) {
-        dump_cut_range(d->archive.header.virtual_size,
-                       ext->checkpoints[d->since_index].virtual_size, offset,
-                       start, length);
-    }
-    return 0;
-}
-
-static int prepare_ranges(struct lbdump *d, struct dump_ranges *ranges,
-                          struct qlb_error *err)
-{
-    struct qlb_image *image = d->backing != NULL ? d->backing : d->image;
-
-    ranges->opaque = &d->archive;
-    ranges->next = dump_whole_disk;
-    d->request.dump.expected = 0;
-    if (!d->incremental) {
-        return 0;
-    }
-    ranges->opaque = d;
-    ranges->next = changed_and_cut;
-    d->changes = qlb_image_changes(image, d->since_index, err);
-    if (d->changes == NULL ||
-        qlb_changes_bytes(d->changes, &d->request.dump.expected, err) < 0) {
-        return -1;
-    }
-    if (d->overlay != NULL) {
-        d->request.dump.expected = 0;
-        d->overlay_reader = qlb_disk_reader_new(d->overlay, err);
-        if (d->overlay_reader == NULL) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* ---- the end ---- */
-
-static int add_checkpoint(struct lbdump *d, struct qlb_error *err)
-{
-    struct qlb_checkpoint checkpoint = {
-        .uuid = d->archive.header.uuid,
-        .time = d->archive.header.time,
-        .virtual_size = d->archive.header.virtual_size,
-    };
-
-    snprintf(checkpoint.label, sizeof(checkpoint.label), "%s",
-             d->request.label);
-    memcpy(checkpoint.root, d->archive.root, sizeof(checkpoint.root));
-    /* What is not trusted now never will be again. */
-    return qlb_image_add_checkpoint(d->image, &checkpoint, true, err);
-}
-
-/* The trailer, the name, the confirmation: what makes the archive one. */
-static int complete_archive(struct lbdump *d, struct qlb_error *err)
-{
-    const struct qlb_ext *ext;
-
-    struct dump_archive *a = &d->archive;
-
-    if (qlb_lbz_writer_finish(a->writer, &a->totals, err) < 0 ||
-        qlb_outfile_commit(a->out, err) < 0) {
-        return -1;
-    }
-    if (!d->record || !dump_archive_is_safe(&d->archive, &d->request)) {
-        return 0;
-    }
-    ext = qlb_image_ext(d->image);
-    if (qlb_image_confirm(d->image, ext->n_checkpoints - 1, err) < 0) {
-        /* The archive is there and good: the checkpoint must stay. */
-        return qlb_error_prefix(err, "the archive is complete, but its "
-                                "checkpoint could not be confirmed");
-    }
-    d->archive.confirmed = true;
-    return 0;
-}
-
-static int finish(struct lbdump *d, struct qlb_error *err)
-{
-    struct qlb_error undo_err;
-
-    if (qlb_lbz_writer_seal(d->archive.writer, d->archive.root, err) < 0 ||
-        qlb_outfile_sync(d->archive.out, err) < 0) {
-        return -1;
-    }
-    if (tool_stop) {
-        return qlb_fail(err, QLB_E_RUNTIME, "interrupted");
-    }
-    if (d->record && add_checkpoint(d, err) < 0) {
-        return -1;
-    }
-    if (complete_archive(d, err) == 0) {
-        return 0;
-    }
-    if (d->record && !qlb_outfile_is_committed(d->archive.out) &&
-        qlb_image_undo_add(d->image, &undo_err) < 0) {
-        tool_fail(d->path, &undo_err);
-    }
-    return -1;
-}
-
-static int open_output(struct lbdump *d, struct qlb_error *err)
-{
-    struct stat st;
-
-    if (dump_archive_stat(&d->archive, &st) &&
-        qlb_disk_has_file(d->disk, &st)) {
-        return dump_archive_is_disk(&d->archive, err);
-    }
-    return dump_archive_open(&d->archive, &d->request, err);
-}
-
-static int dump_disk(struct lbdump *d, struct qlb_error *err)
-{
-    struct dump_source source;
-    struct dump_ranges ranges;
-
-    if ((d->request.mode == DUMP_OVERLAY ? open_overlay(d, err)
-                                 : open_image(d, err)) < 0 ||
-        decide(d, err) < 0) {
-        return -1;
-    }
-    /* A missing backing file: the trust rules have had their say before. */
-    if (d->disk == NULL) {
-        *err = *qlb_image_disk_error(d->image);
-        return -1;
-    }
-    /* What will keep the checkpoint out is told before hours of reading. */
-    if (d->record && qlb_image_check_add(d->image, err) < 0) {
-        return -1;
-    }
-    say_what_is_done(d);
-    make_header(d);
-    if (prepare_ranges(d, &ranges, err) < 0 || open_output(d, err) < 0) {
-        return -1;
-    }
-    d->archive.writer = qlb_lbz_writer_new(d->archive.out, &d->archive.header,
-                                           err);
-    source = dump_source_disk(d->disk);
-    if (d->archive.writer == NULL ||
-        dump_run(&source, &ranges, d->incremental, &d->request.dump,
-                 d->archive.writer, err) < 0) {
-        return -1;
-    }
-    return finish(d, err);
-}
 
 /* ---- the summary ---- */
 
 static int print_summary(const struct lbdump *d)
 {
-    return tool_print_json(dump_summary(d->path, &d->archive, d->record,
-                                        d->reason),
-                           d->archive.path == NULL);
+    const struct imagedump *disk = &d->disk;
+
+    return tool_print_json(dump_summary(disk->path, &disk->archive,
+                                        disk->record, disk->reason),
+                           disk->archive.path == NULL);
 }
 
 static void note_unconfirmed(const struct lbdump *d)
 {
-    if (!d->request.quiet && d->record && !d->archive.confirmed) {
-        dump_note_unconfirmed(d->path, &d->archive, "");
-    }
-}
+    const struct imagedump *disk = &d->disk;
 
-static void release(struct lbdump *d)
-{
-    dump_archive_close(&d->archive);
-    qlb_changes_free(d->changes);
-    qlb_disk_reader_free(d->overlay_reader);
-    qlb_image_close(d->image);
-    qlb_image_close(d->backing);
-    qlb_disk_close(d->overlay);
+    if (!disk->request.quiet && disk->record && !disk->archive.confirmed) {
+        dump_note_unconfirmed(disk->path, &disk->archive, "");
+    }
 }
 
 /* ---- options ---- */
 
 static void set_mode(struct lbdump *d, enum dump_mode mode)
 {
-    if (d->request.mode != DUMP_FULL) {
+    if (d->disk.request.mode != DUMP_FULL) {
         tool_usage("--incremental, --since, --auto and --overlay exclude each "
                    "other");
     }
-    d->request.mode = mode;
-}
-
-static enum qlb_digest_type parse_digest(const char *name)
-{
-    if (strcmp(name, "xxh3") == 0) {
-        return QLB_DIGEST_XXH3_128;
-    }
-    if (strcmp(name, "sha256") == 0) {
-        return QLB_DIGEST_SHA256;
-    }
-    tool_usage("--digest: '%s' is neither xxh3 nor sha256", name);
-}
-
-static const char *parse_label(const char *label)
-{
-    if (!qlb_label_valid(label)) {
-        tool_usage("--chain: '%s' is no label: 1 to %u of the characters "
-                   "A-Z a-z 0-9 . _ -", label, QLB_LABEL_MAX);
-    }
-    return label;
+    d->disk.request.mode = mode;
 }
 
 /* Adds optarg to a list. */
@@ -664,7 +201,7 @@ static void parse_nbd_option(struct lbdump *d, int option)
 
 static void parse_option(struct lbdump *d, int option)
 {
-    struct dump_options *dump = &d->request.dump;
+    struct dump_options *dump = &d->disk.request.dump;
 
     switch (option) {
     case OPT_INCREMENTAL:
@@ -672,7 +209,7 @@ static void parse_option(struct lbdump *d, int option)
         break;
     case OPT_SINCE:
         set_mode(d, DUMP_SINCE);
-        d->request.since = tool_parse_uuid(optarg, "--since");
+        d->disk.request.since = tool_parse_uuid(optarg, "--since");
         break;
     case OPT_AUTO:
         set_mode(d, DUMP_AUTO);
@@ -681,17 +218,17 @@ static void parse_option(struct lbdump *d, int option)
         set_mode(d, DUMP_OVERLAY);
         break;
     case OPT_CHAIN:
-        d->request.label = parse_label(optarg);
+        d->disk.request.label = tool_parse_label(optarg, "--chain");
         d->labelled = true;
         break;
     case OPT_COPY:
-        d->copy = true;
+        d->disk.copy = true;
         break;
     case OPT_TRUST_PIPE:
-        d->request.trust_pipe = true;
+        d->disk.request.trust_pipe = true;
         break;
     case 'o':
-        d->archive.path = optarg;
+        d->disk.archive.path = optarg;
         d->live.outputs = add_name(d->live.outputs, &d->live.n_outputs);
         break;
     case OPT_QMP:
@@ -710,7 +247,7 @@ static void parse_option(struct lbdump *d, int option)
         d->orig = optarg;
         break;
     case OPT_FORCE:
-        d->request.force = true;
+        d->disk.request.force = true;
         break;
     case OPT_LEVEL:
         dump->level = (int)tool_parse_number(optarg, "--level", 1, 19);
@@ -719,7 +256,7 @@ static void parse_option(struct lbdump *d, int option)
         dump->threads = tool_parse_number(optarg, "--threads", 1, 256);
         break;
     case OPT_DIGEST:
-        dump->digest = parse_digest(optarg);
+        dump->digest = tool_parse_digest(optarg, "--digest");
         break;
     case OPT_RATE_LIMIT:
         dump->rate.bytes_per_second = tool_parse_size(optarg, "--rate-limit");
@@ -728,10 +265,10 @@ static void parse_option(struct lbdump *d, int option)
         dump->progress = PROGRESS_ON;
         break;
     case 'q':
-        d->request.quiet = true;
+        d->disk.request.quiet = true;
         break;
     case OPT_JSON:
-        d->request.json = true;
+        d->disk.request.json = true;
         break;
     default:
         parse_nbd_option(d, option);
@@ -751,8 +288,8 @@ static void check_live_options(const struct lbdump *d, int operands)
         tool_usage("--qmp finds the disks itself, or by --disk; DISK is not "
                    "wanted");
     }
-    if (d->copy || d->request.mode == DUMP_OVERLAY) {
-        tool_usage("--qmp excludes %s", d->copy ? "--copy" : "--overlay");
+    if (d->disk.copy || d->disk.request.mode == DUMP_OVERLAY) {
+        tool_usage("--qmp excludes %s", d->disk.copy ? "--copy" : "--overlay");
     }
     if (folders > 0 && live->n_outputs > 1) {
         tool_usage("-o FOLDER/ is for all disks; no other -o is wanted");
@@ -779,7 +316,7 @@ static void check_interrupted_options(const struct lbdump *d)
         tool_usage("--interrupted is for a QEMU that is gone; it excludes "
                    "--qmp");
     }
-    if (d->request.mode != DUMP_FULL) {
+    if (d->disk.request.mode != DUMP_FULL) {
         tool_usage("--interrupted dumps what the backup was begun for; it "
                    "excludes --incremental, --since, --auto and --overlay");
     }
@@ -795,14 +332,14 @@ static void check_nbd_options(const struct lbdump *d)
     const struct nbddump_options *nbd = &d->nbd;
     bool has_parent = !qlb_uuid_is_zero(&nbd->parent);
 
-    if (d->request.mode != DUMP_FULL || d->interrupted) {
+    if (d->disk.request.mode != DUMP_FULL || d->interrupted) {
         tool_usage("--incremental, --since, --auto, --overlay and "
                    "--interrupted are not for NBD exports; --bitmap dumps "
                    "what has changed");
     }
-    if (d->copy || d->request.trust_pipe) {
+    if (d->disk.copy || d->disk.request.trust_pipe) {
         tool_usage("%s is not for NBD exports, whose disk lbdump does not "
-                   "write to", d->copy ? "--copy" : "--trust-pipe");
+                   "write to", d->disk.copy ? "--copy" : "--trust-pipe");
     }
     if (nbd->bitmap != NULL && !has_parent) {
         tool_usage("--bitmap wants --parent: NBD does not tell since when "
@@ -840,17 +377,17 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
     } else if (argc - optind != 1) {
         tool_usage("one DISK is wanted, %d given", argc - optind);
     }
-    d->path = argv[optind];
-    if (d->path != NULL && nbddump_is_uri(d->path)) {
+    d->disk.path = argv[optind];
+    if (d->disk.path != NULL && nbddump_is_uri(d->disk.path)) {
         check_nbd_options(d);
     } else if (d->nbd_option != NULL) {
         tool_usage("--%s is for NBD exports (nbd://HOST/EXPORT) alone",
                    d->nbd_option);
     }
-    if (d->request.quiet) {
-        d->request.dump.progress = PROGRESS_OFF;
+    if (d->disk.request.quiet) {
+        d->disk.request.dump.progress = PROGRESS_OFF;
     }
-    if (d->archive.path == NULL && isatty(STDOUT_FILENO)) {
+    if (d->disk.archive.path == NULL && isatty(STDOUT_FILENO)) {
         tool_usage("an archive is not written to a terminal; redirect it, or "
                    "use -o FILE");
     }
@@ -858,7 +395,7 @@ static void parse_options(struct lbdump *d, int argc, char **argv)
 
 static int dump_live(struct lbdump *d)
 {
-    int status = livedump(&d->live, &d->request);
+    int status = livedump(&d->live, &d->disk.request);
 
     free(d->live.disks);
     free(d->live.outputs);
@@ -868,12 +405,12 @@ static int dump_live(struct lbdump *d)
 static int dump_what_was_left(struct lbdump *d)
 {
     struct interrupted_options left = {
-        .disk = d->path,
+        .disk = d->disk.path,
         .orig = d->orig,
-        .output = d->archive.path,
-        .copy = d->copy,
+        .output = d->disk.archive.path,
+        .copy = d->disk.copy,
     };
-    int status = dump_interrupted(&left, &d->request);
+    int status = dump_interrupted(&left, &d->disk.request);
 
     free(d->live.outputs);
     return status;
@@ -881,9 +418,45 @@ static int dump_what_was_left(struct lbdump *d)
 
 static int dump_export(struct lbdump *d)
 {
-    int status = nbddump(d->path, &d->nbd, &d->request, d->archive.path);
+    int status = nbddump(d->disk.path, &d->nbd, &d->disk.request,
+                         d->disk.archive.path);
 
     free(d->live.outputs);
+    return status;
+}
+
+static int run_image(struct imagedump *disk, struct qlb_error *err)
+{
+    if (imagedump_open(disk, err) < 0) {
+        return -1;
+    }
+    imagedump_say(disk);
+    if (imagedump_dump(disk, err) < 0 || imagedump_finish(disk, err) < 0) {
+        return -1;
+    }
+    return imagedump_confirm(disk, err);
+}
+
+static int dump_image(struct lbdump *d)
+{
+    struct imagedump *disk = &d->disk;
+    double start = tool_clock();
+    struct qlb_error err;
+    int status = 0;
+
+    if (run_image(disk, &err) < 0) {
+        status = tool_fail(dump_archive_is_named(&disk->archive, &err)
+                               ? NULL : disk->path, &err);
+        tool_discard_stdout(disk->archive.path == NULL ? disk->archive.out
+                                                       : NULL);
+    } else {
+        disk->archive.seconds = tool_clock() - start;
+        note_unconfirmed(d);
+        if (disk->request.json && print_summary(d) < 0) {
+            status = QLB_E_RUNTIME;
+        }
+    }
+    imagedump_close(disk);
     return status;
 }
 
@@ -891,7 +464,7 @@ int main(int argc, char **argv)
 {
     struct lbdump d = {
         .nbd = { .parent_size = UINT64_MAX, .time = UINT64_MAX },
-        .request = {
+        .disk.request = {
             .label = "main",
             .dump = {
                 .level = 1,
@@ -900,9 +473,7 @@ int main(int argc, char **argv)
             },
         },
     };
-    double start = tool_clock();
-    struct qlb_error err;
-    int status = 0;
+    int status;
 
     tool_begin("lbdump");
     parse_options(&d, argc, argv);
@@ -912,21 +483,10 @@ int main(int argc, char **argv)
     if (d.interrupted) {
         return dump_what_was_left(&d);
     }
-    if (nbddump_is_uri(d.path)) {
+    if (nbddump_is_uri(d.disk.path)) {
         return dump_export(&d);
     }
-    if (dump_disk(&d, &err) < 0) {
-        status = tool_fail(dump_archive_is_named(&d.archive, &err)
-                               ? NULL : d.path, &err);
-        tool_discard_stdout(d.archive.path == NULL ? d.archive.out : NULL);
-    } else {
-        d.archive.seconds = tool_clock() - start;
-        note_unconfirmed(&d);
-        if (d.request.json && print_summary(&d) < 0) {
-            status = QLB_E_RUNTIME;
-        }
-    }
-    release(&d);
+    status = dump_image(&d);
     free(d.live.outputs);
     return status;
 }

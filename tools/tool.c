@@ -215,6 +215,26 @@ struct qlb_uuid tool_parse_uuid(const char *text, const char *what)
     return uuid;
 }
 
+const char *tool_parse_label(const char *text, const char *what)
+{
+    if (!qlb_label_valid(text)) {
+        tool_usage("%s: '%s' is no label: 1 to %u of the characters A-Z a-z "
+                   "0-9 . _ -", what, text, QLB_LABEL_MAX);
+    }
+    return text;
+}
+
+enum qlb_digest_type tool_parse_digest(const char *text, const char *what)
+{
+    if (strcmp(text, "xxh3") == 0) {
+        return QLB_DIGEST_XXH3_128;
+    }
+    if (strcmp(text, "sha256") == 0) {
+        return QLB_DIGEST_SHA256;
+    }
+    tool_usage("%s: '%s' is neither xxh3 nor sha256", what, text);
+}
+
 /* ---- signals ---- */
 
 static void on_signal(int number)

@@ -73,6 +73,9 @@ uint64_t tool_parse_size(const char *text, const char *what);
 unsigned tool_parse_number(const char *text, const char *what, unsigned low,
                            unsigned high);
 struct qlb_uuid tool_parse_uuid(const char *text, const char *what);
+/* A chain label; "xxh3" or "sha256". Usage error else. */
+const char *tool_parse_label(const char *text, const char *what);
+enum qlb_digest_type tool_parse_digest(const char *text, const char *what);
 
 /* "12.3 MiB" into text (at least 16 bytes), which is returned. */
 char *tool_format_size(uint64_t bytes, char *text);

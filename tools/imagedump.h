@@ -1,0 +1,48 @@
+/* Dumping an image that nobody has open, in full or what has changed.
+ *
+ * Order of calls: open, dump, finish, confirm, close; close after a failure
+ * too.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef IMAGEDUMP_H
+#define IMAGEDUMP_H
+
+#include "dump_archive.h"
+
+struct imagedump {
+    /* asked for; archive.path too */
+    const char *path;
+    bool copy;                  /* the image is left as it is */
+    struct dump_request request; /* since: with DUMP_AUTO too, if not zero */
+    struct qlb_uuid set;        /* zero: none */
+    uint64_t time;              /* seconds since 1970; 0: now */
+
+    /* found and decided */
+    struct qlb_image *image;    /* NULL with DUMP_OVERLAY */
+    struct qlb_disk *overlay;   /* with DUMP_OVERLAY: the top */
+    struct qlb_image *backing;  /* with DUMP_OVERLAY: its backing image */
+    const struct qlb_disk *disk;
+    bool record;                /* add a checkpoint to the image */
+    bool incremental;
+    unsigned since_index;
+    char reason[512];           /* why DUMP_AUTO makes a full one; or empty */
+    struct qlb_changes *changes;
+    struct qlb_disk_reader *overlay_reader;
+
+    struct dump_archive archive;
+};
+
+/* Opens the image, with locks, and decides what is to be dumped. */
+int imagedump_open(struct imagedump *d, struct qlb_error *err);
+/* Tells what an operator may not expect. */
+void imagedump_say(const struct imagedump *d);
+/* The archive's content is synced afterwards, but the archive is not whole. */
+int imagedump_dump(struct imagedump *d, struct qlb_error *err);
+/* Adds the checkpoint, unconfirmed; the archive is whole, and has its name. */
+int imagedump_finish(struct imagedump *d, struct qlb_error *err);
+/* Confirms the checkpoint if the archive is known to be safe. */
+int imagedump_confirm(struct imagedump *d, struct qlb_error *err);
+void imagedump_close(struct imagedump *d);
+
+#endif
