@@ -17,6 +17,8 @@ struct source_disk {
     char *name;            /* for people, and unique: "vda", node name, ... */
     char *filename;        /* of the image */
     struct qlb_uuid image; /* zero: not known yet */
+    struct qlb_uuid checkpoints[QLB_MAX_CHECKPOINTS]; /* in the image */
+    unsigned n_checkpoints;
 
     /* What is wanted, filled in before begin. */
     struct qlb_uuid since; /* the parent; zero: a full one */
@@ -60,6 +62,12 @@ struct source {
 /* For implementations: a further disk, all zero but its name (copied). */
 struct source_disk *source_add_disk(struct source *source, const char *name,
                                     struct qlb_error *err);
+/* list, for a disk whose file is named: what the image tells of itself, be it
+ * open in QEMU or not. */
+int source_read_image(struct source_disk *disk, struct qlb_error *err);
+/* dump: takes what a manifest tells of the archive. */
+void source_take_archive(struct source_disk *disk,
+                         const struct dump_archive *archive);
 /* The disks, and all their strings. */
 void source_release_disks(struct source *source);
 
@@ -68,10 +76,11 @@ void source_release_disks(struct source *source);
 struct qmp;
 struct source *source_images_new(char *const *names, char *const *paths,
                                  unsigned n);
-/* qmp: a connection, which becomes the source's. */
-struct source *source_qemu_new(struct qmp *qmp, char *const *disks,
-                               unsigned n_disks, bool durable);
-struct source *source_stock_new(struct qmp *qmp, char *const *disks,
-                                unsigned n_disks);
+/* qmp: a connection, which becomes the source's; target: its name in messages. */
+struct source *source_qemu_new(struct qmp *qmp, const char *target,
+                               char *const *disks, unsigned n_disks,
+                               bool durable);
+struct source *source_stock_new(struct qmp *qmp, const char *target,
+                                char *const *disks, unsigned n_disks);
 
 #endif

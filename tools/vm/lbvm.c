@@ -1,0 +1,45 @@
+/* lbvm: backups of whole machines in a repository.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <string.h>
+
+#include "vm/commands.h"
+
+static const struct tool_option plain_options[] = {
+    TOOL_COMMON_OPTIONS,
+};
+
+static const struct {
+    const struct tool *tool;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    { &vm_backup_tool, vm_backup },
+};
+
+enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+static const struct tool lbvm_tool = {
+    .name = "lbvm",
+    .synopsis = "COMMAND [OPTION]... [ARGUMENT]...\n\n"
+                "Commands:\n"
+                "  backup    back up all disks of a machine\n",
+    .summary = "Backs up whole machines to a repository, and restores them. "
+               "'lbvm COMMAND --help'\ntells more.",
+    .options = plain_options,
+};
+
+int main(int argc, char **argv)
+{
+    tool_begin("lbvm");
+    if (argc < 2 || argv[1][0] == '-') {
+        tool_getopt(&lbvm_tool, argc, argv);
+        tool_usage("a COMMAND is wanted; --help lists them");
+    }
+    for (unsigned i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(strchr(commands[i].tool->name, ' ') + 1, argv[1]) == 0) {
+            return commands[i].run(argc - 1, argv + 1);
+        }
+    }
+    tool_usage("unknown command '%s'", argv[1]);
+}

@@ -1,0 +1,93 @@
+/* What the commands of lbvm share on the command line.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "vm/options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+bool vm_take_option(struct vm_options *options, int option)
+{
+    switch (option) {
+    case VM_OPT_REPOSITORY:
+        options->repository = optarg;
+        return true;
+    case VM_OPT_JSON:
+        options->json = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
+const char *vm_repository(const struct vm_options *options)
+{
+    const char *path = options->repository;
+
+    if (path == NULL) {
+        path = getenv("LBVM_REPOSITORY");
+    }
+    if (path == NULL || *path == '\0') {
+        tool_usage("--repository=FOLDER is wanted, or LBVM_REPOSITORY in the "
+                   "environment");
+    }
+    return path;
+}
+
+int vm_open_machine(const struct vm_options *options, const char *name,
+                    struct repository **repository, struct machine **machine)
+{
+    const char *path = vm_repository(options);
+    struct qlb_error err;
+
+    *machine = NULL;
+    *repository = repository_open(path, false, NULL, &err);
+    if (*repository != NULL) {
+        *machine = machine_open(*repository, name, false, &err);
+    }
+    if (*machine == NULL || machine_load(*machine, &err) < 0) {
+        return tool_fail(path, &err);
+    }
+    return 0;
+}
+
+static bool parse_seconds(const char *text, uint64_t *seconds)
+{
+    char *end;
+
+    errno = 0;
+    *seconds = strtoull(text, &end, 10);
+    return errno == 0 && *text >= '0' && *text <= '9' && *end == '\0' &&
+           *seconds < (uint64_t)INT64_MAX;
+}
+
+uint64_t vm_parse_time(const char *text, const char *what)
+{
+    static const char *const formats[] = {
+        "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M",
+        "%Y-%m-%d %H:%M", "%Y%m%dT%H%M%S",
+    };
+    uint64_t seconds;
+
+    if (text[0] == '@' && parse_seconds(text + 1, &seconds)) {
+        return seconds;
+    }
+    for (unsigned i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
+        struct tm tm = { .tm_isdst = -1 };
+        const char *end = strptime(text, formats[i], &tm);
+        time_t value;
+
+        if (end == NULL || (*end != '\0' && strcmp(end, "Z") != 0)) {
+            continue;
+        }
+        value = *end == 'Z' ? timegm(&tm) : mktime(&tm);
+        if (value >= 0) {
+            return (uint64_t)value;
+        }
+    }
+    tool_usage("%s: '%s' is no time: 'YYYY-MM-DD HH:MM' in local time, "
+               "YYYY-MM-DDTHH:MM:SSZ, or @SECONDS", what, text);
+}
