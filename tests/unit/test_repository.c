@@ -85,6 +85,7 @@ static struct manifest *make_manifest(uint64_t time, uint8_t checkpoint,
     m->machine = strdup("web1");
     m->time = time;
     m->finished = time + 5;
+    m->sequence = time;
     m->label = strdup("main");
     m->source = strdup("images");
     disk->name = strdup("vda");

@@ -233,6 +233,13 @@ static bool describe_disk(struct manifest *manifest,
            entry->root != NULL && entry->reason != NULL;
 }
 
+static uint64_t next_sequence(const struct machine *machine)
+{
+    unsigned n = machine_n_backups(machine);
+
+    return n == 0 ? 1 : machine_backup(machine, n - 1)->sequence + 1;
+}
+
 static int describe(struct backup *backup, struct qlb_error *err)
 {
     const struct source *source = backup->source;
@@ -243,6 +250,7 @@ static int describe(struct backup *backup, struct qlb_error *err)
     backup->manifest = manifest;
     if (good) {
         manifest->set = source->set;
+        manifest->sequence = next_sequence(backup->machine);
         manifest->time = source->time;
         manifest->finished = (uint64_t)time(NULL);
         manifest->id = strdup(manifest_make_id(source->time, &source->set,

@@ -16,6 +16,8 @@
 
 enum { MAX_DISKS = 1024, MAX_TEXT = 8192, MAX_OBJECT = 255 };
 
+/* One more can always be had. */
+#define MAX_SEQUENCE (UINT64_C(1) << 53)
 #define MAX_TIME UINT64_C(253402300799) /* the end of the year 9999 */
 
 /* ---- memory ---- */
@@ -295,6 +297,7 @@ static int read_manifest(struct manifest *m, const json_t *json,
         take_name(json, "id", &m->id, err) < 0 ||
         take_name(json, "machine", &m->machine, err) < 0 ||
         take_uuid(json, "set", false, &m->set, err) < 0 ||
+        take_number(json, "sequence", MAX_SEQUENCE, &m->sequence, err) < 0 ||
         take_number(json, "time", MAX_TIME, &m->time, err) < 0 ||
         take_number(json, "finished", MAX_TIME, &m->finished, err) < 0 ||
         take_text(json, "label", false, &m->label, err) < 0 ||
@@ -403,6 +406,7 @@ json_t *manifest_to_json(const struct manifest *manifest)
     json_object_set_new(json, "id", json_string(manifest->id));
     json_object_set_new(json, "machine", json_string(manifest->machine));
     json_object_set_new(json, "set", tool_json_uuid(&manifest->set));
+    json_object_set_new(json, "sequence", number(manifest->sequence));
     json_object_set_new(json, "time", number(manifest->time));
     json_object_set_new(json, "finished", number(manifest->finished));
     json_object_set_new(json, "label", json_string(manifest->label));

@@ -23,6 +23,7 @@ struct manifest_disk {
 struct manifest {
     char *id, *machine;
     struct qlb_uuid set;
+    uint64_t sequence;    /* 1 for the machine's first backup, and so on */
     uint64_t time, finished; /* seconds since 1970 */
     char *label, *source;
     bool quiesced;

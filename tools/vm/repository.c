@@ -730,6 +730,17 @@ static int load_manifest(struct machine *machine, const char *path,
     return 0;
 }
 
+static int compare_backups(const void *a, const void *b)
+{
+    const struct manifest *x = *(struct manifest *const *)a;
+    const struct manifest *y = *(struct manifest *const *)b;
+
+    if (x->sequence != y->sequence) {
+        return x->sequence < y->sequence ? -1 : 1;
+    }
+    return strcmp(x->id, y->id);
+}
+
 static int compare_keys(const void *a, const void *b)
 {
     const struct manifest_disk *x = *(const struct manifest_disk *const *)a;
@@ -782,7 +793,6 @@ int machine_load(struct machine *machine, struct qlb_error *err)
     if (ret == 0 && machine->backups == NULL) {
         ret = no_memory(machine->path, err);
     }
-    /* IDs are of one length: their order is that of the files' names. */
     for (unsigned i = 0; i < n && ret == 0; i++) {
         if (names[i][0] != '.' && has_suffix(names[i], ".json")) {
             char *path = join(folder, names[i]);
@@ -795,6 +805,8 @@ int machine_load(struct machine *machine, struct qlb_error *err)
     free_names(names, n);
     free(folder);
     if (ret == 0) {
+        qsort(machine->backups, machine->n_backups,
+              sizeof(*machine->backups), compare_backups);
         ret = index_archives(machine, err);
     }
     machine->loaded = ret == 0;

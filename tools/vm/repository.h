@@ -50,7 +50,7 @@ int machine_lock(struct machine *machine, enum machine_lock lock,
  * as absent, pruning would delete what it names. */
 int machine_load(struct machine *machine, struct qlb_error *err);
 
-/* In the order of their IDs, those that are kept for others too. */
+/* In the order they were made in, those that are kept for others too. */
 unsigned machine_n_backups(const struct machine *machine);
 struct manifest *machine_backup(const struct machine *machine, unsigned i);
 /* By ID or by the start of one, "latest" for the newest; not those that are
