@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parallel.h"
+
 #define BLOCK QLB_LBZ_BLOCK
 
 struct dump_job {
@@ -414,5 +416,45 @@ int dump_run(const struct dump_source *source,
         }
     }
     release(&dump);
+    return ret;
+}
+
+/* ---- several dumps ---- */
+
+struct several {
+    int (*dump_one)(void *opaque, unsigned i,
+                    const struct dump_options *options,
+                    struct qlb_error *err);
+    void *opaque;
+    struct dump_options options; /* of each */
+};
+
+static int dump_nth(void *opaque, unsigned i, struct qlb_error *err)
+{
+    struct several *several = opaque;
+
+    return several->dump_one(several->opaque, i, &several->options, err);
+}
+
+int dump_several(unsigned n, const struct dump_options *options,
+                 int (*dump_one)(void *opaque, unsigned i,
+                                 const struct dump_options *options,
+                                 struct qlb_error *err),
+                 void *opaque, struct qlb_error *err)
+{
+    unsigned at_once = options->threads < n ? options->threads : n;
+    struct several several = {
+        .dump_one = dump_one,
+        .opaque = opaque,
+        .options = *options,
+    };
+    struct dump_meter meter;
+    int ret;
+
+    several.options.threads = at_once == 0 ? 1 : options->threads / at_once;
+    several.options.meter = &meter;
+    dump_meter_begin(&meter, options);
+    ret = parallel_run(n, at_once, dump_nth, &several, NULL, err);
+    dump_meter_end(&meter);
     return ret;
 }

@@ -63,6 +63,15 @@ void dump_meter_begin(struct dump_meter *meter,
                       const struct dump_options *options);
 void dump_meter_end(struct dump_meter *meter);
 
+/* Calls dump_one for 0 to n - 1, several at a time, with options for each, who
+ * share the threads and the meter. After one has failed no further one is
+ * begun, and its error is the result. */
+int dump_several(unsigned n, const struct dump_options *options,
+                 int (*dump_one)(void *opaque, unsigned i,
+                                 const struct dump_options *options,
+                                 struct qlb_error *err),
+                 void *opaque, struct qlb_error *err);
+
 /* Reads the ranges from the source and appends them to the writer: as frames
  * and, where incremental, ZERO runs. Ranges are widened to whole blocks. Does
  * not seal the writer. */

@@ -515,45 +515,21 @@ static int open_disk(struct live_disk *disk, struct qlb_error *err)
 
 /* ---- dumping all disks ---- */
 
-/* The next disk, as long as all is well. */
-static struct live_disk *take_next(struct live_session *session)
+/* The archive is whole afterwards, but has no name yet. */
+static int dump_disk(void *opaque, unsigned i,
+                     const struct dump_options *options,
+                     struct qlb_error *err)
 {
-    struct live_disk *disk = NULL;
+    struct live_session *session = opaque;
+    struct live_disk *disk = &session->disks[i];
 
+    if (live_source_dump(&disk->source, &disk->archive, options, err) == 0) {
+        return 0;
+    }
     pthread_mutex_lock(&session->lock);
-    if (!session->failed && session->n_taken < session->n_disks) {
-        disk = &session->disks[session->n_taken++];
-    }
+    note_failure(session, disk, err);
     pthread_mutex_unlock(&session->lock);
-    return disk;
-}
-
-/* Archives are whole afterwards, but have no names yet. */
-static void *dump_disks(void *arg)
-{
-    struct live_session *session = arg;
-    struct live_disk *disk;
-    struct qlb_error err;
-
-    while ((disk = take_next(session)) != NULL) {
-        if (live_source_dump(&disk->source, &disk->archive, &session->dump,
-                             &err) < 0) {
-            pthread_mutex_lock(&session->lock);
-            note_failure(session, disk, &err);
-            pthread_mutex_unlock(&session->lock);
-        }
-    }
-    return NULL;
-}
-
-/* As many disks at once as there are threads, which they share. */
-static unsigned share_threads(struct live_session *session)
-{
-    unsigned threads = session->dump.threads;
-    unsigned at_once = threads < session->n_disks ? threads : session->n_disks;
-
-    session->dump.threads = threads / at_once;
-    return at_once;
+    return -1;
 }
 
 static void expect(struct live_session *session)
@@ -569,32 +545,6 @@ static void expect(struct live_session *session)
         }
         session->dump.expected += disk->source.expected;
     }
-}
-
-static int dump_all(struct live_session *session, struct qlb_error *err)
-{
-    unsigned at_once = share_threads(session), started = 0;
-    pthread_t *threads = calloc(at_once, sizeof(*threads));
-    struct dump_meter meter;
-
-    if (threads == NULL) {
-        return qlb_fail_errno(err, ENOMEM, "starting the dump");
-    }
-    expect(session);
-    dump_meter_begin(&meter, &session->dump);
-    session->dump.meter = &meter;
-    /* This thread is one of them: fewer are slower, and no error. */
-    while (started + 1 < at_once &&
-           pthread_create(&threads[started], NULL, dump_disks, session) == 0) {
-        started++;
-    }
-    dump_disks(session);
-    while (started > 0) {
-        pthread_join(threads[--started], NULL);
-    }
-    dump_meter_end(&meter);
-    free(threads);
-    return 0;
 }
 
 /* ---- the session ---- */
@@ -623,9 +573,17 @@ static int commit(struct live_disk *disk, struct qlb_error *err)
  * what was read is not the set's. */
 int live_session_dump(struct live_session *session, struct qlb_error *err)
 {
+    int ret;
+
     if (for_each(session, open_disk, err) < 0 ||
-        start_keeper(session, err) < 0 || dump_all(session, err) < 0 ||
-        stop_keeper(session, err) < 0 || ask(session, err) < 0) {
+        start_keeper(session, err) < 0) {
+        return -1;
+    }
+    expect(session);
+    ret = dump_several(session->n_disks, &session->dump, dump_disk, session,
+                       err);
+    /* The first error counts, be it the keeper's. */
+    if (stop_keeper(session, err) < 0 || ret < 0 || ask(session, err) < 0) {
         return -1;
     }
     return tool_stop ? qlb_fail(err, QLB_E_RUNTIME, "interrupted") : 0;

@@ -56,7 +56,6 @@ struct live_session {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool quit;          /* the keeper shall end */
-    unsigned n_taken;   /* disks that are dumped, or were */
     bool failed;        /* the keeper or a dump has met an error */
     struct qlb_error failure;
     struct live_disk *culprit; /* whose error it is; or NULL */

@@ -117,9 +117,15 @@ static int images_begin(struct source *source,
     return 0;
 }
 
-static int dump_disk(struct imagedump *dump, struct source_disk *disk,
+static int dump_disk(void *opaque, unsigned i,
+                     const struct dump_options *options,
                      struct qlb_error *err)
 {
+    struct images *images = opaque;
+    struct source_disk *disk = &images->source.disks[i];
+    struct imagedump *dump = &images->dumps[i];
+
+    dump->request.dump = *options;
     if (imagedump_dump(dump, err) < 0 || imagedump_finish(dump, err) < 0) {
         return -1;
     }
@@ -131,14 +137,8 @@ static int images_dump(struct source *source,
                        const struct dump_request *request,
                        struct qlb_error *err)
 {
-    struct images *images = images_of(source);
-
-    for (unsigned i = 0; i < source->n_disks; i++) {
-        if (dump_disk(&images->dumps[i], &source->disks[i], err) < 0) {
-            return -1;
-        }
-    }
-    return 0;
+    return dump_several(source->n_disks, &request->dump, dump_disk, source,
+                        err);
 }
 
 static int images_end(struct source *source, bool success,
