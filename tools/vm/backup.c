@@ -267,6 +267,23 @@ static int describe(struct backup *backup, struct qlb_error *err)
     return good ? 0 : qlb_fail_errno(err, ENOMEM, "the manifest");
 }
 
+static int put_definition(struct backup *backup, struct qlb_error *err)
+{
+    const struct source *source = backup->source;
+    struct manifest *manifest = backup->manifest;
+
+    if (source->definition == NULL) {
+        return 0;
+    }
+    if (asprintf(&manifest->definition, "definitions/%s.%s", manifest->id,
+                 source->definition_type) < 0) {
+        manifest->definition = NULL;
+        return qlb_fail_errno(err, ENOMEM, "the machine's definition");
+    }
+    return machine_put(backup->machine, manifest->definition,
+                       source->definition, strlen(source->definition), err);
+}
+
 /* ---- the backup ---- */
 
 static int open_repository(struct backup *backup, struct qlb_error *err)
@@ -351,7 +368,7 @@ static int run(struct backup *backup, struct qlb_error *err)
     source = backup->source;
     say_what_is_done(backup);
     if (source->ops->dump(source, &backup->request, err) < 0 ||
-        describe(backup, err) < 0 ||
+        describe(backup, err) < 0 || put_definition(backup, err) < 0 ||
         machine_put_manifest(backup->machine, backup->manifest, err) < 0) {
         return -1;
     }

@@ -72,6 +72,8 @@ void source_release_disks(struct source *source)
         free(disk->bitmap);
         free(disk->reason);
     }
+    free(source->definition);
+    source->definition = NULL;
     free(source->disks);
     source->disks = NULL;
     source->n_disks = 0;

@@ -55,6 +55,8 @@ struct source {
     const struct source_ops *ops;
     struct source_disk *disks;
     unsigned n_disks;
+    char *definition;    /* list: of the machine, as text; NULL: none */
+    const char *definition_type; /* "json", "xml" */
     struct qlb_uuid set; /* begin */
     uint64_t time;       /* begin: seconds since 1970 */
 };
@@ -68,7 +70,7 @@ int source_read_image(struct source_disk *disk, struct qlb_error *err);
 /* dump: takes what a manifest tells of the archive. */
 void source_take_archive(struct source_disk *disk,
                          const struct dump_archive *archive);
-/* The disks, and all their strings. */
+/* The disks and the definition, with all their strings. */
 void source_release_disks(struct source *source);
 
 /* All of these only keep what they are told; names NULL or n_disks 0: all disks

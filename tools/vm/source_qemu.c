@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "live_session.h"
+#include "vm/definition.h"
 #include "vm/source.h"
 
 struct qemu {
@@ -120,6 +121,11 @@ static int qemu_list(struct source *source, struct qlb_error *err)
     }
     json_decref(nodes);
     json_decref(devices);
+    if (ret == 0 && source->definition == NULL) {
+        source->definition = definition_of_qemu(qemu->session.qmp, err);
+        source->definition_type = "json";
+        ret = source->definition == NULL ? -1 : 0;
+    }
     return ret;
 }
 
