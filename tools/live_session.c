@@ -181,7 +181,7 @@ static bool take_disk(struct live_disk *disk, const json_t *info)
 {
     bool full = json_object_get(info, "parent") == NULL;
 
-    get_string(info, "reason", &disk->reason);
+    get_string(info, "full-reason", &disk->reason);
     disk->direct = json_is_true(json_object_get(info, "direct"));
     disk->unit = (uint64_t)json_integer_value(json_object_get(info, "unit"));
     disk->incremental = !full;

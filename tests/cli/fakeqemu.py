@@ -106,7 +106,7 @@ class Disk:
         self.random = random.Random(options.seed)
         self.lock = threading.Lock()
         self.running = self.broken = False
-        self.parent = None
+        self.parent = self.full_reason = None
 
     def info(self):
         """An element of the answer of query-named-block-nodes."""
@@ -123,7 +123,7 @@ class Disk:
         live = lbext.read_livebackup(qcow2.Header(self.path))
         if mode == "full":
             return None
-        if mode == "since":
+        if since is not None:
             if since not in [r["uuid"] for r in live.records]:
                 raise Refused(f"Node '{self.name}' has no such checkpoint")
             return since
@@ -134,9 +134,18 @@ class Disk:
                           "this label")
         return found[-1]
 
-    def begin(self, mode, since, label, set_uuid, now):
+    def decide(self, mode, since, label):
+        """Whether it is incremental; refuses with modes but auto."""
+        self.parent = self.full_reason = None
+        try:
+            self.parent = self.find_parent(mode, since, label)
+        except Refused as reason:
+            if mode != "auto":
+                raise
+            self.full_reason = str(reason)
+
+    def begin(self, label, set_uuid, now):
         """The steps of the specification; the guest stands still."""
-        self.parent = self.find_parent(mode, since, label)
         image = qcow2.Image(self.path)
         self.size = image.size
         self.cluster = image.cluster_size
@@ -178,6 +187,8 @@ class Disk:
                   "units-released": self.released, "broken": self.broken}
         if self.parent is not None:
             answer["parent"] = self.parent
+        if self.full_reason is not None:
+            answer["full-reason"] = self.full_reason
         return answer
 
     # -- the guest
@@ -363,17 +374,19 @@ class Monitor:
         """One point in time for all disks."""
         mode = arguments.get("mode", "full")
         label = arguments.get("label", "default")
-        since = arguments.get("since")
         names = [entry["device"] for entry in arguments["disks"]]
-        for name in names:
+        for entry in arguments["disks"]:
+            name = entry["device"]
             if name not in self.disks:
                 raise Refused(f"Cannot find device='' nor node-name='{name}'")
-            self.disks[name].find_parent(mode, since, label)
+            own = entry if "mode" in entry or "since" in entry else arguments
+            self.disks[name].decide(entry.get("mode", mode),
+                                    own.get("since"), label)
         self.job = arguments["job-id"]
-        self.set_uuid = str(uuid.uuid4())
+        self.set_uuid = arguments.get("set", str(uuid.uuid4()))
         self.running = [self.disks[name] for name in names]
         for disk in self.running:
-            disk.begin(mode, since, label, self.set_uuid, self.options.time)
+            disk.begin(label, self.set_uuid, self.options.time)
         self.event("LIVEBACKUP_BEGUN", **{"job-id": self.job})
         for disk in self.running:
             disk.write_some(self.options.writes)

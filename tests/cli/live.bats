@@ -260,10 +260,10 @@ whole_found=(qmp_capabilities query-named-block-nodes livebackup-begin
     some_disk disk.qcow2
     fake --writes 20 disk=disk.qcow2
     run_expect 0 lbdump --qmp=qmp --auto -o 1.lbz
-    expect_stderr "lbdump: disk: full: qmp: livebackup-begin: Node 'disk' has no confirmed checkpoint of this label"
+    expect_stderr "lbdump: disk: full: Node 'disk' has no confirmed checkpoint of this label"
     expect_at_T disk.qcow2 1.lbz
     expect_commands qmp_capabilities query-named-block-nodes \
-        livebackup-begin livebackup-begin livebackup-end gone
+        livebackup-begin livebackup-end gone
 }
 
 @test "--incremental without trust is status 3" {
