@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "archive_check.h"
 #include "compare.h"
 #include "stream_job.h"
 #include "tool.h"
@@ -45,24 +46,6 @@ static const struct tool tool = {
     .options = options,
 };
 
-struct verify_job {
-    struct stream_job stream; /* first */
-    bool failed;
-    struct qlb_error err;
-};
-
-/* One archive that is checked. */
-struct archive {
-    const char *path;
-    struct qlb_lbz_reader *reader;
-    const struct qlb_lbz_header *header;
-    uint64_t next_page;
-    bool page_loaded, lost;
-    struct qlb_lbz_page page;
-    unsigned entry; /* the next one of the page */
-    unsigned damages;
-};
-
 struct lbverify {
     const char *const *inputs;
     unsigned n_inputs;
@@ -72,10 +55,11 @@ struct lbverify {
     unsigned threads;
     enum tool_progress_mode progress_mode;
 
-    struct verify_job *jobs;
+    struct archive_check *check; /* of files */
+    const char *path;            /* the one at work */
+    struct stream_job *jobs;     /* of a pipe */
     unsigned n_jobs;
     struct chain_worker *workers;
-    struct archive archive; /* the one at work */
     struct tool_progress progress;
     uint64_t bytes;
 
@@ -91,118 +75,6 @@ static void note_status(struct lbverify *v, int status)
 }
 
 /* ---- one archive, through its index ---- */
-
-/* Loads the next page: 1; 0 at the end; -1: job->err tells of a bad one. */
-static int next_page(struct archive *a, struct qlb_error *err)
-{
-    uint64_t number;
-    int ret = qlb_lbz_reader_find_page(a->reader, a->next_page, &number, err);
-
-    if (ret <= 0) {
-        a->next_page = UINT64_MAX;
-        a->lost |= ret < 0;
-        return ret;
-    }
-    a->next_page = number + 1;
-    a->entry = 0;
-    if (qlb_lbz_reader_load_page(a->reader, number, &a->page, err) < 0) {
-        a->lost = true;
-        return -1;
-    }
-    a->page_loaded = true;
-    /* Behind a damaged page the layout can't be followed any more. */
-    if (!a->lost && qlb_lbz_reader_check_layout(a->reader, &a->page,
-                                                err) < 0) {
-        a->lost = true;
-        return -1;
-    }
-    return 1;
-}
-
-static void take_entry(struct archive *a, struct chain_job *job)
-{
-    const struct qlb_lbz_entry *entry = &a->page.entries[a->entry++];
-    size_t size = qlb_digest_size(a->header->digest);
-
-    job->page_offset = a->page.number * QLB_LBZ_PAGE;
-    job->entry = *entry;
-    memcpy(job->digest, entry->digest, size);
-    memcpy(job->block_digests, entry->block_digests,
-           size * (size_t)__builtin_popcount(entry->live));
-    job->entry.digest = job->digest;
-    job->entry.block_digests = job->block_digests;
-}
-
-/* Damage is no error of the pipeline: it becomes a failed job. */
-static int verify_next(void *opaque, void *arg, struct qlb_error *err)
-{
-    struct lbverify *v = opaque;
-    struct verify_job *job = arg;
-    struct archive *a = &v->archive;
-
-    (void)err;
-    job->failed = false;
-    while (!a->page_loaded || a->entry == a->page.n_entries) {
-        int ret;
-
-        if (a->next_page == UINT64_MAX) {
-            return 0;
-        }
-        a->page_loaded = false;
-        ret = next_page(a, &job->err);
-        if (ret < 0) {
-            job->failed = true;
-            return 1;
-        }
-    }
-    take_entry(a, &job->stream.job);
-    return 1;
-}
-
-static int verify_work(void *opaque, void *arg, unsigned thread,
-                       struct qlb_error *err)
-{
-    struct lbverify *v = opaque;
-    struct verify_job *job = arg;
-    struct chain_job *j = &job->stream.job;
-    const struct chain_worker *worker = &v->workers[thread];
-    const struct archive *a = &v->archive;
-
-    (void)err;
-    if (job->failed) {
-        return 0;
-    }
-    j->packed = worker->packed;
-    j->blocks = worker->blocks;
-    if (qlb_lbz_reader_frame(a->reader, &j->entry, j->page_offset, j->packed,
-                             &job->err) < 0 ||
-        qlb_lbz_decode_at(worker->decoder, j->entry.record_offset,
-                          j->page_offset + (uint64_t)j->entry.first *
-                              QLB_LBZ_BLOCK,
-                          chain_job_compressed(j), j->entry.size,
-                          j->entry.n_blocks, j->blocks, &job->err) < 0 ||
-        qlb_lbz_check_blocks(a->header->digest, &j->entry, j->page_offset,
-                             j->blocks, &job->err) < 0) {
-        job->failed = true;
-    }
-    return 0;
-}
-
-static int verify_done(void *opaque, void *arg, struct qlb_error *err)
-{
-    struct lbverify *v = opaque;
-    struct verify_job *job = arg;
-
-    (void)err;
-    if (job->failed) {
-        v->archive.damages++;
-        note_status(v, tool_fail(v->archive.path, &job->err));
-        return 0;
-    }
-    v->bytes += (uint64_t)job->stream.job.entry.n_blocks * QLB_LBZ_BLOCK;
-    tool_progress_update(&v->progress, v->bytes);
-    return 0;
-}
 
 static void print_receipt(const struct qlb_uuid *uuid, const uint8_t *root,
                           enum qlb_digest_type digest)
@@ -238,51 +110,30 @@ static void add_result(struct lbverify *v, const char *path, bool good,
     }
 }
 
-static int run_archive(struct lbverify *v, struct qlb_error *err)
+static void report_damage(void *opaque, const struct qlb_error *err)
 {
-    static const struct qlb_pipeline_ops ops = {
-        .next = verify_next,
-        .work = verify_work,
-        .done = verify_done,
-    };
-    struct archive *a = &v->archive;
-    const struct qlb_lbz_totals *totals = qlb_lbz_reader_totals(a->reader);
-    int ret;
+    struct lbverify *v = opaque;
 
-    v->bytes = 0;
-    tool_progress_begin(&v->progress, "verified", v->progress_mode,
-                        totals->data_blocks * QLB_LBZ_BLOCK);
-    ret = qlb_pipeline_run(&ops, v, v->jobs, sizeof(*v->jobs), v->n_jobs,
-                           v->threads, &tool_stop, err);
-    tool_progress_end(&v->progress);
-    if (ret == 0 && !a->lost) {
-        ret = qlb_lbz_reader_check_layout(a->reader, NULL, err);
-    }
-    return ret;
+    note_status(v, tool_fail(v->path, err));
 }
 
 static void verify_archive(struct lbverify *v, const char *path)
 {
-    struct archive *a = &v->archive;
+    struct qlb_lbz_reader *reader;
     struct qlb_error err;
+    unsigned damages;
 
-    *a = (struct archive) { .path = path };
-    a->reader = qlb_lbz_reader_open(path, &err);
-    if (a->reader == NULL) {
+    reader = qlb_lbz_reader_open(path, &err);
+    if (reader == NULL) {
         note_status(v, tool_fail(path, &err));
         add_result(v, path, false, NULL, NULL);
         return;
     }
-    a->header = qlb_lbz_reader_header(a->reader);
-    qlb_lbz_page_init(&a->page);
-    if (run_archive(v, &err) < 0) {
-        a->damages++;
-        note_status(v, tool_fail(path, &err));
-    }
-    add_result(v, path, a->damages == 0, a->header,
-               qlb_lbz_reader_root(a->reader));
-    qlb_lbz_page_release(&a->page);
-    qlb_lbz_reader_close(a->reader);
+    v->path = path;
+    damages = archive_check_run(v->check, reader, report_damage, v);
+    add_result(v, path, damages == 0, qlb_lbz_reader_header(reader),
+               qlb_lbz_reader_root(reader));
+    qlb_lbz_reader_close(reader);
 }
 
 /* ---- one archive, through a pipe ---- */
@@ -295,31 +146,31 @@ struct pipe_check {
 static int pipe_next(void *opaque, void *arg, struct qlb_error *err)
 {
     struct pipe_check *check = opaque;
-    struct verify_job *job = arg;
+    struct stream_job *job = arg;
 
-    return stream_walk_next(&check->walk, &job->stream, err);
+    return stream_walk_next(&check->walk, job, err);
 }
 
 static int pipe_work(void *opaque, void *arg, unsigned thread,
                      struct qlb_error *err)
 {
     struct pipe_check *check = opaque;
-    struct verify_job *job = arg;
+    struct stream_job *job = arg;
 
-    return stream_job_decode(&check->walk, &job->stream,
+    return stream_job_decode(&check->walk, job,
                              &check->v->workers[thread], err);
 }
 
 static int pipe_done(void *opaque, void *arg, struct qlb_error *err)
 {
     struct pipe_check *check = opaque;
-    struct verify_job *job = arg;
+    struct stream_job *job = arg;
 
-    if (!job->stream.index) {
-        check->v->bytes += job->stream.job.n_blocks * QLB_LBZ_BLOCK;
+    if (!job->index) {
+        check->v->bytes += job->job.n_blocks * QLB_LBZ_BLOCK;
         tool_progress_update(&check->v->progress, check->v->bytes);
     }
-    return stream_walk_check(&check->walk, &job->stream, err);
+    return stream_walk_check(&check->walk, job, err);
 }
 
 static int run_stream(struct lbverify *v, struct qlb_lbz_stream *stream,
@@ -417,17 +268,21 @@ static void verify_chain(struct lbverify *v)
 static int prepare(struct lbverify *v, bool streaming, struct qlb_error *err)
 {
     v->results = json_array();
+    if (!streaming) {
+        v->check = archive_check_new(v->threads, v->progress_mode, err);
+        return v->check == NULL ? -1 : 0;
+    }
     v->n_jobs = 2 * v->threads + 2;
     v->workers = chain_workers_new(v->threads, 1, err);
     if (v->workers == NULL) {
         return -1;
     }
     v->jobs = calloc(v->n_jobs, sizeof(*v->jobs));
-    if (v->results == NULL || v->jobs == NULL) {
+    if (v->jobs == NULL) {
         return qlb_fail_errno(err, ENOMEM, "starting");
     }
     for (unsigned i = 0; i < v->n_jobs; i++) {
-        if (stream_job_init(&v->jobs[i].stream, streaming, err) < 0) {
+        if (stream_job_init(&v->jobs[i], true, err) < 0) {
             return -1;
         }
     }
@@ -437,10 +292,11 @@ static int prepare(struct lbverify *v, bool streaming, struct qlb_error *err)
 static void release(struct lbverify *v)
 {
     for (unsigned i = 0; v->jobs != NULL && i < v->n_jobs; i++) {
-        stream_job_release(&v->jobs[i].stream);
+        stream_job_release(&v->jobs[i]);
     }
     free(v->jobs);
     chain_workers_free(v->workers, v->threads);
+    archive_check_free(v->check);
     json_decref(v->results);
 }
 
