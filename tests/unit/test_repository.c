@@ -616,6 +616,15 @@ static void test_bad_manifests_stop_everything(void **state)
     expect_error(QLB_E_DAMAGED, "repo/web1: "
                  "archives/vda.01010101-0101-0101-0101-010101010101-0.lbz "
                  "and archives/other.lbz have the same checkpoint");
+    other->disks[0].checkpoint = uuid_of(2);
+    free(other->disks[0].archive);
+    other->disks[0].archive = strdup("archives/vda.01010101-0101-0101-0101-"
+                                     "010101010101-0.lbz");
+    assert_int_equal(machine_put_manifest(m, other, &err), 0);
+    assert_int_equal(machine_load(m, &err), -1);
+    expect_error(QLB_E_DAMAGED, "repo/web1: two backups or disks name "
+                 "archives/vda.01010101-0101-0101-0101-010101010101-0.lbz as "
+                 "theirs");
     manifest_free(other);
     close_both(m, r);
 }

@@ -11,5 +11,13 @@
  * then. */
 extern const struct tool vm_backup_tool;
 int vm_backup(int argc, char **argv);
+extern const struct tool vm_list_tool;
+int vm_list(int argc, char **argv);
+extern const struct tool vm_show_tool;
+int vm_show(int argc, char **argv);
+extern const struct tool vm_verify_tool;
+int vm_verify(int argc, char **argv);
+extern const struct tool vm_prune_tool;
+int vm_prune(int argc, char **argv);
 
 #endif

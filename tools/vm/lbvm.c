@@ -15,6 +15,10 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     { &vm_backup_tool, vm_backup },
+    { &vm_list_tool, vm_list },
+    { &vm_show_tool, vm_show },
+    { &vm_verify_tool, vm_verify },
+    { &vm_prune_tool, vm_prune },
 };
 
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -23,7 +27,11 @@ static const struct tool lbvm_tool = {
     .name = "lbvm",
     .synopsis = "COMMAND [OPTION]... [ARGUMENT]...\n\n"
                 "Commands:\n"
-                "  backup    back up all disks of a machine\n",
+                "  backup    back up all disks of a machine\n"
+                "  list      list machines, or the backups of one\n"
+                "  show      tell all about a backup\n"
+                "  verify    check the archives\n"
+                "  prune     keep some backups, drop the others\n",
     .summary = "Backs up whole machines to a repository, and restores them. "
                "'lbvm COMMAND --help'\ntells more.",
     .options = plain_options,

@@ -81,6 +81,23 @@ struct manifest_disk *manifest_find_disk(const struct manifest *manifest,
     return NULL;
 }
 
+bool manifest_describes(const struct manifest_disk *disk,
+                        const struct qlb_lbz_reader *reader)
+{
+    const struct qlb_lbz_header *header = qlb_lbz_reader_header(reader);
+    char root[2 * QLB_DIGEST_MAX + 1];
+
+    qlb_hex(qlb_lbz_reader_root(reader), qlb_digest_size(header->digest),
+            root);
+    return qlb_uuid_equal(&header->uuid, &disk->checkpoint) &&
+           qlb_uuid_equal(&header->image_uuid, &disk->image) &&
+           header->virtual_size == disk->size &&
+           (header->incremental
+                ? qlb_uuid_equal(&header->parent, &disk->parent)
+                : qlb_uuid_is_zero(&disk->parent)) &&
+           strcmp(root, disk->root) == 0;
+}
+
 char *manifest_make_id(uint64_t time, const struct qlb_uuid *set,
                        char id[MANIFEST_ID_SIZE])
 {

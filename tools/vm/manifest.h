@@ -42,6 +42,10 @@ struct manifest_disk *manifest_add_disk(struct manifest *manifest);
 struct manifest_disk *manifest_find_disk(const struct manifest *manifest,
                                          const char *name);
 
+/* Whether that is the archive of the disk: the same UUIDs, size and root. */
+bool manifest_describes(const struct manifest_disk *disk,
+                        const struct qlb_lbz_reader *reader);
+
 /* QLB_E_DAMAGED where it is none; what is hostile in it (names that lead out
  * of the machine's folder, numbers out of range) too. */
 struct manifest *manifest_from_json(const json_t *json,

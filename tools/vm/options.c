@@ -54,6 +54,51 @@ int vm_open_machine(const struct vm_options *options, const char *name,
     return 0;
 }
 
+static int run_machine(struct repository *repository, const char *name,
+                       int (*run)(void *opaque, struct machine *machine),
+                       void *opaque)
+{
+    struct qlb_error err;
+    struct machine *machine = machine_open(repository, name, false, &err);
+    int status = machine == NULL ? tool_fail(NULL, &err)
+                                 : run(opaque, machine);
+
+    machine_close(machine);
+    return status;
+}
+
+int vm_each_machine(const struct vm_options *options, char *const *names,
+                    unsigned n, int (*run)(void *opaque,
+                                           struct machine *machine),
+                    void *opaque)
+{
+    struct repository *repository;
+    struct qlb_error err;
+    char **all = NULL;
+    unsigned n_all = 0;
+    int status, worst = 0;
+
+    repository = repository_open(vm_repository(options), false, NULL, &err);
+    if (repository == NULL ||
+        (n == 0 && repository_machines(repository, &all, &n_all, &err) < 0)) {
+        worst = tool_fail(NULL, &err);
+        n = 0;
+    } else if (n == 0) {
+        names = all;
+        n = n_all;
+    }
+    for (unsigned i = 0; i < n && !tool_stop; i++) {
+        status = run_machine(repository, names[i], run, opaque);
+        worst = status > worst ? status : worst;
+    }
+    for (unsigned i = 0; i < n_all; i++) {
+        free(all[i]);
+    }
+    free(all);
+    repository_close(repository);
+    return worst;
+}
+
 static bool parse_seconds(const char *text, uint64_t *seconds)
 {
     char *end;

@@ -32,6 +32,14 @@ int vm_open_machine(const struct vm_options *options, const char *name,
                     struct repository **repository,
                     struct machine **machine);
 
+/* Opens those machines one after the other, all where n is 0, without their
+ * manifests, and has `run` return an exit status for each; a message that
+ * precedes is out. Returns the greatest status. After a signal, none follows. */
+int vm_each_machine(const struct vm_options *options, char *const *names,
+                    unsigned n, int (*run)(void *opaque,
+                                           struct machine *machine),
+                    void *opaque);
+
 /* The number of a time, "2026-11-23 14:00", "2026-11-23T14:00:00Z" or
  * "@SECONDS"; without Z in local time. Usage error else. */
 uint64_t vm_parse_time(const char *text, const char *what);

@@ -769,14 +769,47 @@ static int index_archives(struct machine *machine, struct qlb_error *err)
     qsort(keys, n, sizeof(*keys), compare_keys);
     machine->archives = keys;
     for (unsigned i = 1; i < n; i++) {
-        if (compare_keys(&keys[i - 1], &keys[i]) == 0 &&
-            strcmp(keys[i - 1]->archive, keys[i]->archive) != 0) {
+        if (compare_keys(&keys[i - 1], &keys[i]) == 0) {
             return qlb_fail(err, QLB_E_DAMAGED, "%s: %s and %s have the same "
                             "checkpoint", machine->path,
                             keys[i - 1]->archive, keys[i]->archive);
         }
     }
     return 0;
+}
+
+static int compare_objects(const void *a, const void *b)
+{
+    const struct manifest_disk *x = *(const struct manifest_disk *const *)a;
+    const struct manifest_disk *y = *(const struct manifest_disk *const *)b;
+
+    return strcmp(x->archive, y->archive);
+}
+
+/* An archive that is of two checkpoints can be of one at the most, and pruning
+ * one would take it from the other. */
+static int check_objects(const struct machine *machine, struct qlb_error *err)
+{
+    unsigned n = machine->n_archives;
+    const struct manifest_disk **disks = calloc(n + 1, sizeof(*disks));
+    int ret = 0;
+
+    if (disks == NULL) {
+        return no_memory(machine->path, err);
+    }
+    if (n > 0) {
+        memcpy(disks, machine->archives, n * sizeof(*disks));
+        qsort(disks, n, sizeof(*disks), compare_objects);
+    }
+    for (unsigned i = 1; i < n && ret == 0; i++) {
+        if (compare_objects(&disks[i - 1], &disks[i]) == 0) {
+            ret = qlb_fail(err, QLB_E_DAMAGED, "%s: two backups or disks "
+                           "name %s as theirs", machine->path,
+                           disks[i]->archive);
+        }
+    }
+    free(disks);
+    return ret;
 }
 
 int machine_load(struct machine *machine, struct qlb_error *err)
@@ -808,6 +841,9 @@ int machine_load(struct machine *machine, struct qlb_error *err)
         qsort(machine->backups, machine->n_backups,
               sizeof(*machine->backups), compare_backups);
         ret = index_archives(machine, err);
+    }
+    if (ret == 0) {
+        ret = check_objects(machine, err);
     }
     machine->loaded = ret == 0;
     if (ret < 0) {
