@@ -90,6 +90,13 @@ int live_session_add(struct live_session *session, const char *name,
     return 0;
 }
 
+static int compare_names(const void *a, const void *b)
+{
+    const struct live_disk *x = a, *y = b;
+
+    return strcmp(x->name, y->name);
+}
+
 int live_session_find(struct live_session *session, struct qlb_error *err)
 {
     static const char command[] = "query-named-block-nodes";
@@ -114,6 +121,10 @@ int live_session_find(struct live_session *session, struct qlb_error *err)
     if (ret == 0 && session->n_disks == 0) {
         return qlb_fail(err, QLB_E_RUNTIME, "%s: no disk has livebackup on",
                         session->target);
+    }
+    if (session->n_disks > 0) {
+        qsort(session->disks, session->n_disks, sizeof(*session->disks),
+              compare_names);
     }
     return ret;
 }

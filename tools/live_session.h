@@ -71,7 +71,8 @@ void live_session_release(struct live_session *session);
 
 int live_session_add(struct live_session *session, const char *name,
                      struct qlb_error *err);
-/* Adds all disks that have livebackup on; none is an error. */
+/* Adds all disks that have livebackup on, in the order of their names; none is
+ * an error. */
 int live_session_find(struct live_session *session, struct qlb_error *err);
 
 /* The point in time. */

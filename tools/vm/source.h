@@ -64,8 +64,7 @@ struct source {
 /* For implementations: a further disk, all zero but its name (copied). */
 struct source_disk *source_add_disk(struct source *source, const char *name,
                                     struct qlb_error *err);
-/* list, for a disk whose file is named: what the image tells of itself, be it
- * open in QEMU or not. */
+/* list, for a disk whose file is named: what the image tells of itself. */
 int source_read_image(struct source_disk *disk, struct qlb_error *err);
 /* dump: takes what a manifest tells of the archive. */
 void source_take_archive(struct source_disk *disk,

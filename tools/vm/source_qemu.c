@@ -52,22 +52,54 @@ static const json_t *find_node(const json_t *nodes, const json_t *devices,
     return NULL;
 }
 
-/* What the image says of itself while QEMU has it open. */
-static int take_file(struct source_disk *disk, const json_t *node,
+static int odd_answer(const struct source_disk *disk, const char *what,
+                      struct qlb_error *err)
+{
+    return qlb_fail(err, QLB_E_RUNTIME, "%s: QEMU's answer has no %s",
+                    disk->name, what);
+}
+
+static int take_checkpoints(struct source_disk *disk,
+                            const json_t *checkpoints, struct qlb_error *err)
+{
+    const json_t *entry;
+    size_t i;
+
+    json_array_foreach(checkpoints, i, entry) {
+        const char *uuid = json_string_value(json_object_get(entry, "uuid"));
+
+        if (disk->n_checkpoints == QLB_MAX_CHECKPOINTS || uuid == NULL ||
+            !qlb_uuid_parse(uuid,
+                            &disk->checkpoints[disk->n_checkpoints])) {
+            return odd_answer(disk, "valid checkpoints", err);
+        }
+        disk->n_checkpoints++;
+    }
+    return 0;
+}
+
+/* What query-named-block-nodes says of the disk. One without livebackup is
+ * left to livebackup-begin, which says so. */
+static int take_node(struct source_disk *disk, const json_t *node,
                      struct qlb_error *err)
 {
-    const char *file = json_string_value(
-        json_object_get(json_object_get(node, "image"), "filename"));
+    const json_t *image = json_object_get(node, "image");
+    const json_t *specific = json_object_get(image, "format-specific");
+    const json_t *info = json_object_get(json_object_get(specific, "data"),
+                                         "livebackup");
+    const char *file = json_string_value(json_object_get(image, "filename"));
+    const char *uuid = json_string_value(json_object_get(info, "image-uuid"));
 
-    if (file == NULL) {
+    if (node == NULL) {
         return qlb_fail(err, QLB_E_RUNTIME, "%s: QEMU has no such disk",
                         disk->name);
     }
-    disk->filename = strdup(file);
-    if (disk->filename == NULL) {
-        return qlb_fail_errno(err, ENOMEM, "%s", disk->name);
+    disk->filename = file == NULL ? NULL : strdup(file);
+    if (disk->filename == NULL ||
+        (uuid != NULL && !qlb_uuid_parse(uuid, &disk->image))) {
+        return odd_answer(disk, "valid image", err);
     }
-    return source_read_image(disk, err);
+    return take_checkpoints(disk, json_object_get(info, "checkpoints"), err);
 }
 
 static int list_names(struct qemu *qemu, struct qlb_error *err)
@@ -85,7 +117,7 @@ static int list_names(struct qemu *qemu, struct qlb_error *err)
     return 0;
 }
 
-static int take_files(struct qemu *qemu, const json_t *nodes,
+static int take_nodes(struct qemu *qemu, const json_t *nodes,
                       const json_t *devices, struct qlb_error *err)
 {
     struct live_session *session = &qemu->session;
@@ -95,7 +127,7 @@ static int take_files(struct qemu *qemu, const json_t *nodes,
         struct source_disk *disk = source_add_disk(&qemu->source, name, err);
 
         if (disk == NULL ||
-            take_file(disk, find_node(nodes, devices, name), err) < 0) {
+            take_node(disk, find_node(nodes, devices, name), err) < 0) {
             return -1;
         }
     }
@@ -117,7 +149,7 @@ static int qemu_list(struct source *source, struct qlb_error *err)
         devices = qmp_call(qemu->session.qmp, "query-block", NULL, err);
     }
     if (devices != NULL) {
-        ret = take_files(qemu, nodes, devices, err);
+        ret = take_nodes(qemu, nodes, devices, err);
     }
     json_decref(nodes);
     json_decref(devices);
@@ -145,6 +177,24 @@ static int open_output(struct live_disk *live, const struct source_disk *disk,
     return dump_archive_open(&live->archive, request, err);
 }
 
+static int take_begun(struct source_disk *disk, const struct live_disk *live,
+                      struct qlb_error *err)
+{
+    char *absolute = strdup(live->filename);
+
+    if (absolute == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", disk->name);
+    }
+    free(disk->filename);
+    disk->filename = absolute;
+    disk->incremental = live->incremental;
+    if (live->reason != NULL) {
+        free(disk->reason);
+        disk->reason = strdup(live->reason);
+    }
+    return 0;
+}
+
 static int qemu_begin(struct source *source,
                       const struct dump_request *request,
                       struct qlb_error *err)
@@ -167,11 +217,9 @@ static int qemu_begin(struct source *source,
     source->set = session->set;
     source->time = session->time;
     for (unsigned i = 0; i < source->n_disks; i++) {
-        struct live_disk *live = &session->disks[i];
-
-        source->disks[i].incremental = live->incremental;
-        source->disks[i].reason = live->reason;
-        live->reason = NULL;
+        if (take_begun(&source->disks[i], &session->disks[i], err) < 0) {
+            return -1;
+        }
     }
     return 0;
 }
