@@ -8,7 +8,8 @@
  *   QLB_FAULT_COUNT_FILE  gets the total when the program ends by itself
  *   QLB_FAULT_AT          n, from 1; absent: only count
  *   QLB_FAULT_OP          kinds that count, separated by commas: write, sync,
- *                         truncate, rename, read (default: all but read)
+ *                         truncate, rename, read, unlink (default: all but the
+ *                         last two)
  *   QLB_FAULT_PATH        count calls on files whose path has this in it alone
  *   QLB_FAULT_KIND        what happens at the n-th call:
  *       eio, enospc       it fails with this errno and does nothing
@@ -54,7 +55,7 @@
 #define PAGE 4096
 
 enum op { OP_WRITE = 1, OP_SYNC = 2, OP_TRUNCATE = 4, OP_RENAME = 8,
-          OP_READ = 16 };
+          OP_READ = 16, OP_UNLINK = 32 };
 
 enum kind { KIND_NONE, KIND_EIO, KIND_ENOSPC, KIND_EINTR, KIND_SHORT,
             KIND_TERM, KIND_INT, KIND_KILL_BEFORE, KIND_KILL_AFTER,
@@ -83,7 +84,7 @@ static unsigned parse_ops(const char *text)
     static const struct { const char *name; enum op op; } names[] = {
         { "write", OP_WRITE }, { "sync", OP_SYNC },
         { "truncate", OP_TRUNCATE }, { "rename", OP_RENAME },
-        { "read", OP_READ },
+        { "read", OP_READ }, { "unlink", OP_UNLINK },
     };
     unsigned ops = 0;
 
@@ -536,6 +537,11 @@ int linkat(int from_dir, const char *from, int to_dir, const char *to,
 {
     WITH_FAULTS(OP_RENAME, path_matches(from) || path_matches(to), int,
                 REAL(linkat)(from_dir, from, to_dir, to, flags));
+}
+
+int unlink(const char *path)
+{
+    WITH_FAULTS(OP_UNLINK, path_matches(path), int, REAL(unlink)(path));
 }
 
 /* A read of which half arrives, where that is asked for. */

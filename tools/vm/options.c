@@ -40,16 +40,15 @@ const char *vm_repository(const struct vm_options *options)
 int vm_open_machine(const struct vm_options *options, const char *name,
                     struct repository **repository, struct machine **machine)
 {
-    const char *path = vm_repository(options);
     struct qlb_error err;
 
     *machine = NULL;
-    *repository = repository_open(path, false, NULL, &err);
+    *repository = repository_open(vm_repository(options), false, NULL, &err);
     if (*repository != NULL) {
         *machine = machine_open(*repository, name, false, &err);
     }
     if (*machine == NULL || machine_load(*machine, &err) < 0) {
-        return tool_fail(path, &err);
+        return tool_fail(NULL, &err);
     }
     return 0;
 }
