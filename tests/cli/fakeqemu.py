@@ -110,13 +110,19 @@ class Disk:
 
     def info(self):
         """An element of the answer of query-named-block-nodes."""
+        livebackup = {"trusted": True}
+        if os.path.exists(self.path):
+            live = lbext.read_livebackup(qcow2.Header(self.path))
+            livebackup["image-uuid"] = live.fixed["image_uuid"]
+            livebackup["checkpoints"] = [{"uuid": record["uuid"]}
+                                         for record in live.records]
         return {"node-name": self.name, "drv": "qcow2", "ro": False,
                 "file": self.path,
                 "image": {"filename": self.path, "format": "qcow2",
                           "format-specific": {
                               "type": "qcow2",
-                              "data": {"compat": "1.1", "livebackup": {
-                                  "trusted": True}}}}}
+                              "data": {"compat": "1.1",
+                                       "livebackup": livebackup}}}}
 
     def find_parent(self, mode, since, label):
         """The checkpoint to go on from; None with 'full'."""
@@ -344,7 +350,9 @@ class Monitor:
         try:
             if command in self.options.refuse:
                 raise Refused(self.options.refuse[command])
-            function = getattr(self, command.replace("-", "_"))
+            function = getattr(self, command.replace("-", "_"), None)
+            if function is None:
+                raise Refused(f"The command {command} has not been found")
             result = function(request.get("arguments", {}))
         except Refused as error:
             self.send({"error": {"class": "GenericError",

@@ -338,11 +338,27 @@ static void say_what_is_done(const struct backup *backup)
     }
 }
 
+/* A name is how one of a backup's disks is asked for. */
+static int check_names(const struct source *source, struct qlb_error *err)
+{
+    for (unsigned i = 0; i < source->n_disks; i++) {
+        const char *name = source->disks[i].name;
+
+        for (unsigned k = 0; k < i; k++) {
+            if (strcmp(name, source->disks[k].name) == 0) {
+                return qlb_fail(err, QLB_E_USAGE, "two disks are called '%s'; "
+                                "name them: NAME=IMAGE", name);
+            }
+        }
+    }
+    return 0;
+}
+
 static int begin(struct backup *backup, struct qlb_error *err)
 {
     struct source *source = backup->source;
 
-    if (source->ops->list(source, err) < 0) {
+    if (source->ops->list(source, err) < 0 || check_names(source, err) < 0) {
         return -1;
     }
     for (unsigned i = 0; i < source->n_disks; i++) {

@@ -145,10 +145,11 @@ static int qemu_list(struct source *source, struct qlb_error *err)
     }
     nodes = qmp_call(qemu->session.qmp, "query-named-block-nodes",
                      json_pack("{s:b}", "flat", 1), err);
-    if (nodes != NULL) {
+    /* Names that were found are those of nodes. */
+    if (nodes != NULL && qemu->n_names > 0) {
         devices = qmp_call(qemu->session.qmp, "query-block", NULL, err);
     }
-    if (devices != NULL) {
+    if (nodes != NULL && (devices != NULL || qemu->n_names == 0)) {
         ret = take_nodes(qemu, nodes, devices, err);
     }
     json_decref(nodes);
