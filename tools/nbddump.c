@@ -53,7 +53,8 @@ struct nbddump {
     unsigned n_links, n_readers;
     bool no_more;         /* further ones can't be had */
     struct window dirty;  /* with a bitmap */
-    struct dump_archive archive;
+    const struct dump_options *dump;
+    struct dump_archive *archive;
 };
 
 /* One for each thread, and for the thread that looks for zeroes. */
@@ -260,7 +261,7 @@ static int source_read(void *opaque, void *buf, uint64_t offset,
 static struct dump_source source_of(struct nbddump *dump)
 {
     return (struct dump_source) {
-        .size = dump->archive.header.virtual_size,
+        .size = dump->archive->header.virtual_size,
         .limit = UINT64_MAX,
         .reader_new = source_reader_new,
         .reader_free = source_reader_free,
@@ -275,7 +276,7 @@ static struct dump_source source_of(struct nbddump *dump)
 static int next_dirty(struct nbddump *dump, uint64_t offset, uint64_t *start,
                       uint64_t *length, struct qlb_error *err)
 {
-    uint64_t size = dump->archive.header.virtual_size;
+    uint64_t size = dump->archive->header.virtual_size;
 
     *length = 0;
     while (offset < size && *length == 0) {
@@ -305,7 +306,7 @@ static int changed(void *opaque, uint64_t offset, uint64_t *start,
                    uint64_t *length, struct qlb_error *err)
 {
     struct nbddump *dump = opaque;
-    uint64_t size = dump->archive.header.virtual_size;
+    uint64_t size = dump->archive->header.virtual_size;
     uint64_t parent = dump->options->parent_size;
 
     if (next_dirty(dump, offset, start, length, err) < 0) {
@@ -332,9 +333,9 @@ static struct qlb_uuid or_random(const struct qlb_uuid *uuid)
 static void make_header(struct nbddump *dump)
 {
     const struct nbddump_options *options = dump->options;
-    struct qlb_lbz_header *h = &dump->archive.header;
+    struct qlb_lbz_header *h = &dump->archive->header;
 
-    dump_archive_begin(&dump->archive, dump->request,
+    dump_archive_begin(dump->archive, dump->request,
                        nbdlink_size(dump->links[0]));
     h->time = options->time != UINT64_MAX ? options->time
                                           : (uint64_t)time(NULL);
@@ -344,13 +345,13 @@ static void make_header(struct nbddump *dump)
     h->incremental = options->bitmap != NULL;
     h->parent = options->parent;
     h->n_covered = options->n_covered;
-    memcpy(dump->archive.covered, options->covered,
+    memcpy(dump->archive->covered, options->covered,
            options->n_covered * sizeof(options->covered[0]));
 }
 
 static int run(struct nbddump *dump, struct qlb_error *err)
 {
-    struct dump_archive *a = &dump->archive;
+    struct dump_archive *a = dump->archive;
     bool incremental = dump->options->bitmap != NULL;
     struct dump_ranges ranges = {
         .next = incremental ? changed : dump_whole_disk,
@@ -368,8 +369,8 @@ static int run(struct nbddump *dump, struct qlb_error *err)
     a->writer = qlb_lbz_writer_new(a->out, &a->header, err);
     source = source_of(dump);
     if (a->writer == NULL ||
-        dump_run(&source, &ranges, incremental, &dump->request->dump,
-                 a->writer, err) < 0 ||
+        dump_run(&source, &ranges, incremental, dump->dump, a->writer,
+                 err) < 0 ||
         qlb_lbz_writer_seal(a->writer, a->root, err) < 0 ||
         qlb_lbz_writer_finish(a->writer, &a->totals, err) < 0 ||
         qlb_outfile_sync(a->out, err) < 0) {
@@ -387,34 +388,45 @@ static void release(struct nbddump *dump)
         nbdlink_close(dump->links[i]);
     }
     nbdlink_extents_release(&dump->dirty.extents);
-    dump_archive_close(&dump->archive);
 }
 
-int nbddump(const char *uri, const struct nbddump_options *options,
-            const struct dump_request *request, const char *path)
+int nbddump_to(struct dump_archive *archive, const char *uri,
+               const struct nbddump_options *options,
+               const struct dump_request *request,
+               const struct dump_options *dump_options, struct qlb_error *err)
 {
     struct nbddump dump = {
         .uri = uri,
         .options = options,
         .request = request,
-        .archive.path = path,
+        .dump = dump_options,
+        .archive = archive,
     };
     double start = tool_clock();
+    int ret = run(&dump, err);
+
+    archive->seconds = tool_clock() - start;
+    release(&dump);
+    return ret;
+}
+
+int nbddump(const char *uri, const struct nbddump_options *options,
+            const struct dump_request *request, const char *path)
+{
+    struct dump_archive archive = { .path = path };
     struct qlb_error err;
     int status = 0;
 
-    if (run(&dump, &err) < 0) {
-        status = tool_fail(dump_archive_is_named(&dump.archive, &err)
-                               ? NULL : uri, &err);
-        tool_discard_stdout(path == NULL ? dump.archive.out : NULL);
-    } else {
-        dump.archive.seconds = tool_clock() - start;
-        if (request->json &&
-            tool_print_json(dump_summary(uri, &dump.archive, false, ""),
-                            path == NULL) < 0) {
-            status = QLB_E_RUNTIME;
-        }
+    if (nbddump_to(&archive, uri, options, request, &request->dump,
+                   &err) < 0) {
+        status = tool_fail(dump_archive_is_named(&archive, &err) ? NULL : uri,
+                           &err);
+        tool_discard_stdout(path == NULL ? archive.out : NULL);
+    } else if (request->json &&
+               tool_print_json(dump_summary(uri, &archive, false, ""),
+                               path == NULL) < 0) {
+        status = QLB_E_RUNTIME;
     }
-    release(&dump);
+    dump_archive_close(&archive);
     return status;
 }

@@ -22,7 +22,14 @@ struct nbddump_options {
 /* Whether the operand is the URI of an export, and no file. */
 bool nbddump_is_uri(const char *operand);
 
-/* Dumps the export into archive->path. Returns the exit status; messages are
+/* Dumps the export into archive->path, whole and synced. dump: may be other
+ * than that of the request. The caller closes the archive. */
+int nbddump_to(struct dump_archive *archive, const char *uri,
+               const struct nbddump_options *options,
+               const struct dump_request *request,
+               const struct dump_options *dump, struct qlb_error *err);
+
+/* Dumps the export into that path (NULL: standard output). Returns the exit status; messages are
  * out then. */
 int nbddump(const char *uri, const struct nbddump_options *options,
             const struct dump_request *request, const char *path);
