@@ -1,4 +1,4 @@
-/* A client of QEMU's monitor (QMP) on a Unix socket.
+/* A client of QEMU's monitor (QMP), on a Unix socket or by other ways.
  *
  * One command at a time; events are skipped. Not thread-safe.
  *
@@ -10,6 +10,25 @@
 #include "tool.h"
 
 struct qmp;
+
+/* Seconds that QEMU has for an answer. */
+enum { QMP_PATIENCE = 120 };
+
+/* A way to a monitor. */
+struct qmp_ops {
+    /* Sends a request, an object with "execute" and perhaps "arguments", to
+     * which it may add. Returns the answer, an object, for the caller to
+     * release, or NULL: none came (QLB_E_RUNTIME), or tool_stop was set and
+     * the call interruptible. */
+    json_t *(*call)(void *opaque, json_t *request, bool interruptible,
+                    struct qlb_error *err);
+    void (*close)(void *opaque);
+};
+
+/* target: what errors begin with (copied). Takes opaque: closes it, also where
+ * it fails, which is for lack of memory. */
+struct qmp *qmp_new(const struct qmp_ops *ops, void *opaque,
+                    const char *target, struct qlb_error *err);
 
 /* Connects, takes the greeting, and leaves the negotiation. NULL on failure.
  * Errors of all functions begin with the path. */
@@ -25,6 +44,9 @@ void qmp_set_interruptible(struct qmp *qmp, bool interruptible);
  * lack of trust is QLB_E_UNTRUSTED, all else QLB_E_RUNTIME. */
 json_t *qmp_call(struct qmp *qmp, const char *command, json_t *arguments,
                  struct qlb_error *err);
+
+/* Whether QEMU has that command; not, where it doesn't answer. */
+bool qmp_has_command(struct qmp *qmp, const char *command);
 
 /* Whether the last command was answered, be it with an error: the connection
  * is in order. */
