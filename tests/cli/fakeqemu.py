@@ -369,6 +369,10 @@ class Monitor:
         """Nothing to negotiate."""
         return {}
 
+    def query_commands(self, _):
+        """Not all, but that which tells whether there is livebackup."""
+        return [{"name": "quit"}, {"name": "livebackup-begin"}]
+
     def query_named_block_nodes(self, arguments):
         """The disks, the file below one, and a read-only one."""
         if not arguments["flat"]:

@@ -21,7 +21,7 @@
 #include "vm/source.h"
 
 enum {
-    OPT_QMP = TOOL_OPT_LONG, OPT_DISK, OPT_FULL, OPT_CHAIN, OPT_DURABLE,
+    OPT_QMP = TOOL_OPT_LONG, OPT_DISK, OPT_SCRATCH, OPT_FULL, OPT_CHAIN, OPT_DURABLE,
     OPT_LEVEL, OPT_THREADS, OPT_DIGEST, OPT_RATE_LIMIT, OPT_PROGRESS,
 };
 
@@ -31,6 +31,9 @@ static const struct tool_option options[] = {
       "is there" },
     { "disk", OPT_DISK, "NAME",
       "with --qmp: that disk (default: all; may be repeated)" },
+    { "scratch", OPT_SCRATCH, "FOLDER",
+      "with a stock QEMU: for what the guest overwrites meanwhile (default: "
+      "that of the first image)" },
     { "full", OPT_FULL, NULL, "back up all of each disk" },
     { "durable", OPT_DURABLE, NULL,
       "with --qmp: what was begun survives a power loss" },
@@ -67,6 +70,7 @@ struct backup {
     char **images, **names; /* names: NULL where none is given */
     unsigned n_images;
     const char *label;
+    const char *scratch;
     bool full, durable;
     struct dump_request request;
 
@@ -79,15 +83,27 @@ struct backup {
 
 /* ---- from which backup a disk goes on ---- */
 
-static bool has_checkpoint(const struct source_disk *disk,
+/* Which of the image's checkpoints it is: an index, or -1. */
+static int find_checkpoint(const struct source_disk *disk,
                            const struct qlb_uuid *uuid)
 {
     for (unsigned i = 0; i < disk->n_checkpoints; i++) {
         if (qlb_uuid_equal(&disk->checkpoints[i], uuid)) {
-            return true;
+            return (int)i;
         }
     }
-    return false;
+    return -1;
+}
+
+/* Whether the entry, of an earlier backup, is of this disk: it has the image's
+ * UUID. An image without one is known by where it is. */
+static bool is_of(const struct manifest_disk *entry,
+                  const struct source_disk *disk)
+{
+    return qlb_uuid_is_zero(&disk->image)
+               ? strcmp(entry->name, disk->name) == 0 &&
+                 strcmp(entry->filename, disk->filename) == 0
+               : qlb_uuid_equal(&entry->image, &disk->image);
 }
 
 /* Whether all archives that it needs are there. */
@@ -112,40 +128,56 @@ static bool is_whole(const struct machine *machine,
     return whole;
 }
 
+/* Looks at one entry of an earlier backup; true: it can be gone on from. */
+static bool consider(const struct machine *machine, struct source_disk *disk,
+                     const struct manifest_disk *entry, bool *known,
+                     struct qlb_error *why)
+{
+    int i = find_checkpoint(disk, &entry->checkpoint);
+
+    if (i < 0 && !is_of(entry, disk)) {
+        return false;
+    }
+    if (qlb_uuid_is_zero(&disk->image)) {
+        disk->image = entry->image;
+    }
+    if (i >= 0) {
+        disk->ours[i] = true;
+    }
+    if (!*known) {
+        *known = true;
+        qlb_fail(why, QLB_E_UNTRUSTED, "the image has no checkpoint of a "
+                 "backup in the repository that can be trusted");
+    }
+    return i >= 0 && is_whole(machine, entry, why);
+}
+
 /* The newest backup of the disk that can be gone on from; else why there is
- * none. */
+ * none. All are looked at: the image may have checkpoints of several. */
 static const struct manifest_disk *find_parent(const struct backup *backup,
-                                               const struct source_disk *disk,
+                                               struct source_disk *disk,
                                                struct qlb_error *why)
 {
     const struct machine *machine = backup->machine;
+    const struct manifest_disk *found = NULL;
+    struct qlb_error ignored;
     bool known = false;
 
+    qlb_fail(why, QLB_E_UNTRUSTED, "the repository has no backup of this disk "
+             "yet");
     for (unsigned i = machine_n_backups(machine); i-- > 0;) {
         const struct manifest *manifest = machine_backup(machine, i);
 
         for (unsigned k = 0; k < manifest->n_disks; k++) {
             const struct manifest_disk *entry = &manifest->disks[k];
 
-            if (!qlb_uuid_equal(&entry->image, &disk->image)) {
-                continue;
-            }
-            if (!known) {
-                known = true;
-                qlb_fail(why, QLB_E_UNTRUSTED, "the image has no checkpoint "
-                         "of a backup in the repository");
-            }
-            if (has_checkpoint(disk, &entry->checkpoint) &&
-                is_whole(machine, entry, why)) {
-                return entry;
+            if (consider(machine, disk, entry, &known,
+                         found == NULL ? why : &ignored) && found == NULL) {
+                found = entry;
             }
         }
     }
-    if (!known) {
-        qlb_fail(why, QLB_E_UNTRUSTED, "the repository has no backup of this "
-                 "disk yet");
-    }
-    return NULL;
+    return found;
 }
 
 static char *new_output(const struct backup *backup,
@@ -169,17 +201,14 @@ static char *new_output(const struct backup *backup,
 static int want_disk(const struct backup *backup, struct source_disk *disk,
                      struct qlb_error *err)
 {
-    const struct manifest_disk *parent = NULL;
     struct qlb_error why;
+    const struct manifest_disk *parent = find_parent(backup, disk, &why);
 
-    if (!backup->full) {
-        parent = find_parent(backup, disk, &why);
-        if (parent == NULL) {
-            disk->reason = strdup(why.message);
-        }
-    }
-    if (parent != NULL) {
+    if (parent == NULL && !backup->full) {
+        disk->reason = strdup(why.message);
+    } else if (!backup->full) {
         disk->since = parent->checkpoint;
+        disk->since_size = parent->size;
     }
     disk->output = new_output(backup, disk, err);
     return disk->output == NULL ? -1 : 0;
@@ -304,6 +333,26 @@ static int open_repository(struct backup *backup, struct qlb_error *err)
     return machine_sweep(backup->machine, NULL, err);
 }
 
+/* A QEMU with livebackup, or a stock one. */
+static int open_running(struct backup *backup, struct qmp *qmp,
+                        struct qlb_error *err)
+{
+    bool patched = qmp_has_command(qmp, "livebackup-begin");
+
+    if (!patched && backup->durable) {
+        qmp_close(qmp);
+        return qlb_fail(err, QLB_E_USAGE, "%s: --durable wants a QEMU with "
+                        "livebackup", backup->socket);
+    }
+    backup->source = patched
+        ? source_qemu_new(qmp, backup->socket, backup->disks,
+                          backup->n_disks, backup->durable)
+        : source_stock_new(qmp, backup->disks, backup->n_disks,
+                           backup->scratch);
+    return backup->source == NULL
+               ? qlb_fail_errno(err, ENOMEM, "%s", backup->name) : 0;
+}
+
 static int open_source(struct backup *backup, struct qlb_error *err)
 {
     struct qmp *qmp;
@@ -313,8 +362,7 @@ static int open_source(struct backup *backup, struct qlb_error *err)
         if (qmp == NULL) {
             return -1;
         }
-        backup->source = source_qemu_new(qmp, backup->socket, backup->disks,
-                                         backup->n_disks, backup->durable);
+        return open_running(backup, qmp, err);
     } else {
         backup->source = source_images_new(backup->names, backup->images,
                                            backup->n_images);
@@ -515,6 +563,9 @@ static void parse_option(struct backup *backup, int option)
         break;
     case OPT_DISK:
         backup->disks = add_word(backup->disks, &backup->n_disks, optarg);
+        break;
+    case OPT_SCRATCH:
+        backup->scratch = optarg;
         break;
     case OPT_FULL:
         backup->full = true;

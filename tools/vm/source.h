@@ -19,13 +19,16 @@ struct source_disk {
     struct qlb_uuid image; /* zero: not known yet */
     struct qlb_uuid checkpoints[QLB_MAX_CHECKPOINTS]; /* in the image */
     unsigned n_checkpoints;
+    bool ours[QLB_MAX_CHECKPOINTS]; /* wanted: the repository has a backup of
+                                       that one */
 
     /* What is wanted, filled in before begin. */
     struct qlb_uuid since; /* the parent; zero: a full one */
+    uint64_t since_size;   /* bytes, of the disk then */
     char *output;          /* path of the archive */
-    char *bitmap;          /* the parent's, of a stock QEMU; or NULL */
 
     /* begin */
+    char *bitmap;          /* of a stock QEMU: tracks from now on; or NULL */
     bool incremental;
     char *reason;          /* why it is none; NULL: nothing to say */
 
@@ -81,7 +84,9 @@ struct source *source_images_new(char *const *names, char *const *paths,
 struct source *source_qemu_new(struct qmp *qmp, const char *target,
                                char *const *disks, unsigned n_disks,
                                bool durable);
-struct source *source_stock_new(struct qmp *qmp, const char *target,
-                                char *const *disks, unsigned n_disks);
+/* scratch: folder for what the guest overwrites meanwhile (NULL: that of the
+ * first disk's image). */
+struct source *source_stock_new(struct qmp *qmp, char *const *disks,
+                                unsigned n_disks, const char *scratch);
 
 #endif

@@ -1,0 +1,43 @@
+/* Fleecing: a stock QEMU keeps a point in time of some disks readable over NBD.
+ *
+ * A backup job without sync copies each block, before the guest overwrites it,
+ * to an overlay, whose backing file is the disk; the overlay is exported. One
+ * transaction begins all of it.
+ *
+ * The overlays lie in a scratch folder, which holds a lock as long as the client
+ * lives: so the next one can tell what is left of a dead one, and clears it.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef VM_FLEECE_H
+#define VM_FLEECE_H
+
+#include "qmp.h"
+
+struct fleece_disk {
+    const char *node;    /* of the qcow2 disk */
+    const char *filename; /* of its image: who owns it may open the overlay */
+    uint64_t size;       /* bytes */
+    const char *bitmap;  /* to be added, persistent, at the point in time; NULL:
+                            none */
+    const char *changes; /* a bitmap whose bits of the point in time are
+                            exported; NULL: none */
+};
+
+struct fleece;
+
+/* scratch: the folder in which one for this backup is made. NULL on failure;
+ * nothing is left then but, where a command of QEMU failed, what the next one
+ * clears. disks must outlive it. */
+struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
+                            const struct fleece_disk *disks, unsigned n,
+                            uint64_t *time, struct qlb_error *err);
+/* The export of disk i, and the name of its bitmap (NULL: none). */
+const char *fleece_uri(const struct fleece *fleece, unsigned i);
+const char *fleece_bitmap(const struct fleece *fleece, unsigned i);
+/* Whether the jobs still run: else what was read is not the point in time. */
+int fleece_check(struct fleece *fleece, struct qlb_error *err);
+/* Takes all of it away; the first error is told. NULL is allowed. */
+int fleece_end(struct fleece *fleece, struct qlb_error *err);
+
+#endif

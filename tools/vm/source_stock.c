@@ -1,0 +1,273 @@
+/* A running stock QEMU: dirty bitmaps, fleecing and NBD.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "nbddump.h"
+#include "vm/definition.h"
+#include "vm/fleece.h"
+#include "vm/source.h"
+#include "vm/stock_disks.h"
+
+struct stock {
+    struct source source; /* first */
+    struct qmp *qmp;
+    char *const *names;
+    unsigned n_names;
+    const char *scratch;      /* NULL: beside the first disk's image */
+    char *folder;             /* that one */
+    struct stock_disk *disks; /* one for each of the source's, as all below */
+    struct fleece_disk *plan;
+    struct qlb_uuid *checkpoints;
+    char (*bitmaps)[2][STOCK_NAME_SIZE]; /* the new one; the parent's */
+    struct fleece *fleece;
+    const struct dump_request *request;
+};
+
+static struct stock *stock_of(struct source *source)
+{
+    return (struct stock *)source;
+}
+
+static int stock_list(struct source *source, struct qlb_error *err)
+{
+    struct stock *stock = stock_of(source);
+
+    if (stock_find_disks(stock->qmp, stock->names, stock->n_names, source,
+                         &stock->disks, err) < 0) {
+        return -1;
+    }
+    source->definition = definition_of_qemu(stock->qmp, err);
+    source->definition_type = "json";
+    return source->definition == NULL ? -1 : 0;
+}
+
+/* ---- the point in time ---- */
+
+static int find_scratch(struct stock *stock, struct qlb_error *err)
+{
+    const char *file = stock->source.disks[0].filename;
+    const char *slash = strrchr(file, '/');
+
+    if (stock->scratch != NULL) {
+        stock->folder = realpath(stock->scratch, NULL);
+    } else if (*file != '/') {
+        return qlb_fail(err, QLB_E_USAGE, "%s: QEMU does not tell in which "
+                        "folder it is; --scratch=FOLDER is wanted", file);
+    } else {
+        stock->folder = strndup(file, slash == file ? 1
+                                                    : (size_t)(slash - file));
+    }
+    return stock->folder == NULL
+               ? qlb_fail_errno(err, errno, "%s", stock->scratch != NULL
+                                                      ? stock->scratch : file)
+               : 0;
+}
+
+static void plan_disk(struct stock *stock, unsigned i)
+{
+    struct source_disk *disk = &stock->source.disks[i];
+    struct fleece_disk *plan = &stock->plan[i];
+
+    stock->checkpoints[i] = tool_random_uuid();
+    plan->node = stock->disks[i].node;
+    plan->filename = disk->filename;
+    plan->size = stock->disks[i].size;
+    disk->incremental = !qlb_uuid_is_zero(&disk->since);
+    if (disk->incremental) {
+        plan->changes = stock_bitmap_name(&disk->since, stock->bitmaps[i][1]);
+    }
+    if (stock->disks[i].can_track) {
+        plan->bitmap = stock_bitmap_name(&stock->checkpoints[i],
+                                         stock->bitmaps[i][0]);
+        disk->bitmap = strdup(plan->bitmap);
+    } else {
+        free(disk->reason);
+        disk->reason = strdup("the image is of an old version (compat=0.10), "
+                              "which can't keep dirty bitmaps");
+    }
+    if (qlb_uuid_is_zero(&disk->image)) {
+        disk->image = tool_random_uuid();
+    }
+}
+
+static int make_plan(struct stock *stock, struct qlb_error *err)
+{
+    unsigned n = stock->source.n_disks;
+
+    stock->plan = calloc(n, sizeof(*stock->plan));
+    stock->checkpoints = calloc(n, sizeof(*stock->checkpoints));
+    stock->bitmaps = calloc(n, sizeof(*stock->bitmaps));
+    if (stock->plan == NULL || stock->checkpoints == NULL ||
+        stock->bitmaps == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "planning the backup");
+    }
+    for (unsigned i = 0; i < n; i++) {
+        plan_disk(stock, i);
+    }
+    return 0;
+}
+
+static int stock_begin(struct source *source,
+                       const struct dump_request *request,
+                       struct qlb_error *err)
+{
+    struct stock *stock = stock_of(source);
+
+    source->set = tool_random_uuid();
+    if (find_scratch(stock, err) < 0 || make_plan(stock, err) < 0) {
+        return -1;
+    }
+    stock->fleece = fleece_begin(stock->qmp, stock->folder, stock->plan,
+                                 source->n_disks, &source->time, err);
+    return stock->fleece == NULL ? -1 : 0;
+}
+
+/* ---- the dump ---- */
+
+static int dump_disk(void *opaque, unsigned i,
+                     const struct dump_options *options,
+                     struct qlb_error *err)
+{
+    struct stock *stock = opaque;
+    struct source_disk *disk = &stock->source.disks[i];
+    struct nbddump_options nbd = {
+        .bitmap = fleece_bitmap(stock->fleece, i),
+        .uuid = stock->checkpoints[i],
+        .image_uuid = disk->image,
+        .set = stock->source.set,
+        .parent = disk->since,
+        .parent_size = disk->incremental ? disk->since_size : UINT64_MAX,
+        .time = stock->source.time,
+    };
+
+    disk->archive.path = disk->output;
+    if (nbddump_to(&disk->archive, fleece_uri(stock->fleece, i), &nbd,
+                   stock->request, options, err) < 0) {
+        return tool_names(err, disk->output)
+                   ? -1 : qlb_error_prefix(err, "%s", disk->filename);
+    }
+    return 0;
+}
+
+/* The jobs have run until all was read: it is the point in time. */
+static int stock_dump(struct source *source,
+                      const struct dump_request *request,
+                      struct qlb_error *err)
+{
+    struct stock *stock = stock_of(source);
+    struct qlb_error why;
+
+    stock->request = request;
+    if (dump_several(source->n_disks, &request->dump, dump_disk, stock,
+                     err) < 0) {
+        /* A job that ended is the reason for what went wrong after. */
+        if (fleece_check(stock->fleece, &why) < 0 && !tool_stop) {
+            *err = why;
+        }
+        return -1;
+    }
+    return fleece_check(stock->fleece, err);
+}
+
+/* ---- the end ---- */
+
+static int remove_bitmap(struct stock *stock, unsigned i, const char *name,
+                         struct qlb_error *err)
+{
+    json_t *answer = qmp_call(stock->qmp, "block-dirty-bitmap-remove",
+                              json_pack("{s:s, s:s}", "node",
+                                        stock->disks[i].node, "name", name),
+                              err);
+
+    json_decref(answer);
+    return answer == NULL ? -1 : 0;
+}
+
+/* Nobody goes on from them any more: the new one is the repository's newest. */
+static int remove_old_bitmaps(struct stock *stock, unsigned i,
+                              struct qlb_error *err)
+{
+    const struct source_disk *disk = &stock->source.disks[i];
+    char name[STOCK_NAME_SIZE];
+
+    for (unsigned k = 0; k < disk->n_checkpoints; k++) {
+        if (disk->ours[k] &&
+            remove_bitmap(stock, i,
+                          stock_bitmap_name(&disk->checkpoints[k], name),
+                          err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int stock_end(struct source *source, bool success,
+                     struct qlb_error *err)
+{
+    struct stock *stock = stock_of(source);
+    int ret;
+
+    qmp_set_interruptible(stock->qmp, false);
+    ret = fleece_end(stock->fleece, err);
+    stock->fleece = NULL;
+    for (unsigned i = 0; ret == 0 && i < source->n_disks; i++) {
+        if (success && stock->plan[i].bitmap != NULL) {
+            ret = remove_old_bitmaps(stock, i, err);
+        } else if (!success && stock->plan[i].bitmap != NULL) {
+            ret = remove_bitmap(stock, i, stock->plan[i].bitmap, err);
+        }
+    }
+    return ret;
+}
+
+static void stock_free(struct source *source)
+{
+    struct stock *stock = stock_of(source);
+    struct qlb_error ignored;
+
+    if (stock->fleece != NULL) {
+        stock_end(source, false, &ignored);
+    }
+    for (unsigned i = 0; i < source->n_disks; i++) {
+        free(stock->disks[i].node);
+    }
+    free(stock->disks);
+    free(stock->plan);
+    free(stock->checkpoints);
+    free(stock->bitmaps);
+    free(stock->folder);
+    source_release_disks(source);
+    qmp_close(stock->qmp);
+    free(stock);
+}
+
+static const struct source_ops stock_ops = {
+    .kind = "qemu-stock",
+    .list = stock_list,
+    .begin = stock_begin,
+    .dump = stock_dump,
+    .end = stock_end,
+    .free = stock_free,
+};
+
+struct source *source_stock_new(struct qmp *qmp, char *const *disks,
+                                unsigned n_disks, const char *scratch)
+{
+    struct stock *stock = calloc(1, sizeof(*stock));
+
+    if (stock == NULL) {
+        qmp_close(qmp);
+        return NULL;
+    }
+    stock->source.ops = &stock_ops;
+    stock->qmp = qmp;
+    stock->names = disks;
+    stock->n_names = n_disks;
+    stock->scratch = scratch;
+    return &stock->source;
+}

@@ -1,0 +1,30 @@
+/* The disks of a stock QEMU, and the dirty bitmaps that lbvm keeps in them.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef VM_STOCK_DISKS_H
+#define VM_STOCK_DISKS_H
+
+#include "qmp.h"
+#include "vm/source.h"
+
+/* "lbvm-UUID": tracks changes since that checkpoint. */
+#define STOCK_NAME_SIZE (sizeof("lbvm-") + QLB_UUID_TEXT)
+char *stock_bitmap_name(const struct qlb_uuid *checkpoint,
+                        char name[STOCK_NAME_SIZE]);
+
+struct stock_disk {
+    char *node;       /* name of the qcow2 node */
+    uint64_t size;    /* bytes */
+    bool can_track;   /* the image's version allows for bitmaps in it */
+};
+
+/* Adds to the source the disks of these names (device, path of the device, or
+ * node), or where there are none all qcow2 disks that the guest may write to;
+ * with the checkpoints whose bitmaps can be trusted. disks: one for each, for
+ * the caller to free, as their nodes. */
+int stock_find_disks(struct qmp *qmp, char *const *names, unsigned n_names,
+                     struct source *source, struct stock_disk **disks,
+                     struct qlb_error *err);
+
+#endif
