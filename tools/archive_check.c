@@ -173,8 +173,8 @@ static int run_archive(struct archive_check *check, struct qlb_error *err)
     check->bytes = 0;
     tool_progress_begin(&check->progress, "verified", check->progress_mode,
                         totals->data_blocks * QLB_LBZ_BLOCK);
-    ret = qlb_pipeline_run(&ops, check, check->jobs, sizeof(*check->jobs), check->n_jobs,
-                           check->threads, &tool_stop, err);
+    ret = qlb_pipeline_run(&ops, check, check->jobs, sizeof(*check->jobs),
+                           check->n_jobs, check->threads, &tool_stop, err);
     tool_progress_end(&check->progress);
     if (ret == 0 && !a->lost) {
         ret = qlb_lbz_reader_check_layout(a->reader, NULL, err);

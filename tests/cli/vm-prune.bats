@@ -25,6 +25,32 @@ load vm
     expect_kept "${kept[7]}"
 }
 
+@test "backups of lbvm go on after a pruning" {
+    new_disk disk.qcow2 4M
+    for n in 1 2 3 4 5; do
+        change disk.qcow2 "write -P $n $((n * 100))k 300k" 'write -z 0 64k'
+        run_expect 0 lbvm backup -q web1 vda=disk.qcow2
+        state[n]=$(content disk.qcow2)
+    done
+    run_expect 0 lbvm prune --keep-last=2
+    expect_output_has 'web1: 2 kept, 3 dropped; '
+    vmrepo check repo
+    change disk.qcow2 'write -P 77 1M 100k'
+    state[6]=$(content disk.qcow2)
+    run_expect 0 lbvm backup --json web1 vda=disk.qcow2
+    [ "$(jq .disks[0].parent <<<"$output")" != null ]
+    run_expect 0 lbvm list --json web1
+    [ "$(jq -r '.backups[].disks[0].kind' <<<"$output" | paste -sd' ')" = \
+      'full incremental incremental' ]
+    n=4
+    for id in $(jq -r '.backups[].id' <<<"$output"); do
+        mapfile -t chain < <(vmrepo chain repo web1 "$id" vda)
+        expect_restores "${state[n]}" "${chain[@]}"
+        n=$((n + 1))
+    done
+    run_expect 0 lbvm verify
+}
+
 @test "frames are moved, all archives that are dropped in one pass" {
     synth '1000000:- 1003600:0 1007200:1 1010800:2 1014400:3'
     zstd_frames() {
@@ -158,7 +184,7 @@ web1: 1 kept, 2 dropped (nothing was done)"
     synth '1000000:- 1003600:0 1007200:1 1010800:2'
     edit 1 '.disks[0].root = "0123456789abcdef0123456789abcdef"'
     expect_unchanged run_expect 4 lbvm prune --keep-last=1
-    expect_stderr "lbvm: ${PREFIX:-}$(jq -r '.disks[0].archive' "$(manifest_of 1)") is not the archive that the backup's manifest tells of"
+    expect_stderr "lbvm: $(archive_of 1 vda): is not the archive that the backup's manifest tells of"
     edit 1 '.disks[0].bytes += 1'
     expect_unchanged run_expect 4 lbvm prune --keep-last=1
     expect_stderr_has "lbvm: $(archive_of 1 vda): has "

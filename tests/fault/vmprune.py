@@ -9,6 +9,7 @@ all that the policy keeps must be listed, and a second pruning must end where
 one without a fault does.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -146,6 +147,47 @@ def check_stopped(case):
 def stopped():
     """SIGTERM at each of these calls."""
     each(cases(Base(), {"term": 3}), check_stopped)
+
+
+def check_reading(case):
+    _, base, kind, n = case
+    path = base.copy()
+    # what is not read now was never
+    result = run(["lbvm", "verify", "--threads=1", f"--repository={path}"],
+                 env=shim_environment(op="read", at=n, kind=kind,
+                                      path=".lbz")).expect(0, 1)
+    base.expect_sound(path)
+    record, good = os.path.join(path, "m", "verified.json"), 0
+    if os.path.exists(record):
+        with open(record, encoding="utf-8") as file:
+            good = len(json.load(file)["archives"])
+    archives = 2 * len(PLAN)
+    if (result.status == 0) != (good == archives):
+        raise Failure(f"{good} of {archives} were recorded\n{result}")
+    if result.status == 1 and kind == "term":
+        result.mentions(f"interrupted: {good} of {archives} archives")
+    elif result.status == 1:
+        result.mentions("Input/output error")
+        result.mentions("is needed by: ")
+        if good != archives - 1:
+            raise Failure(f"{good} of {archives} were recorded")
+    elif kind == "eio":
+        raise Failure("an error was not told")
+    run(["lbvm", "verify", "-q", f"--repository={path}"]).expect(0)
+
+
+@claim
+def verify():
+    """A verification that is stopped, or can't read."""
+    base = Base()
+    path = base.copy()
+    counter = os.path.join(path, "..", "count")
+    run(["lbvm", "verify", f"--repository={path}"],
+        env=shim_environment(op="read", count_file=counter,
+                             path=".lbz")).expect(0)
+    with open(counter, encoding="ascii") as file:
+        base.total = int(file.read())
+    each(cases(base, {"term": 3, "eio": 3}), check_reading)
 
 
 if __name__ == "__main__":

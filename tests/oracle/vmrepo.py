@@ -7,9 +7,9 @@
         makes COUNT backups of an image of 4 MiB that changes in between, with
         lbdump, each STEP seconds (an hour) after the one before
     vmrepo.py synth REPO MACHINE PLAN
-        makes backups without lbdump: PLAN is "TIME:PARENT[,PARENT]..." for each,
-        separated by spaces, where PARENT is for each disk "-" (full), or the
-        number of the backup, from 0, that it goes on from
+        makes backups without lbdump: PLAN is "TIME:PARENT[,PARENT]..." for
+        each, separated by spaces, where PARENT is for each disk "-" (full), or
+        the number of the backup, from 0, that it goes on from
     vmrepo.py check REPO
         judges every rule that can be seen from outside
     vmrepo.py content REPO MACHINE

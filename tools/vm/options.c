@@ -76,6 +76,7 @@ int vm_each_machine(const struct vm_options *options, char *const *names,
     char **all = NULL;
     unsigned n_all = 0;
     int status, worst = 0;
+    unsigned i;
 
     repository = repository_open(vm_repository(options), false, NULL, &err);
     if (repository == NULL ||
@@ -86,11 +87,16 @@ int vm_each_machine(const struct vm_options *options, char *const *names,
         names = all;
         n = n_all;
     }
-    for (unsigned i = 0; i < n && !tool_stop; i++) {
+    for (i = 0; i < n && !tool_stop; i++) {
         status = run_machine(repository, names[i], run, opaque);
         worst = status > worst ? status : worst;
     }
-    for (unsigned i = 0; i < n_all; i++) {
+    if (i < n) {
+        tool_message("interrupted: %s and what follows had no turn",
+                     names[i]);
+        worst = worst == 0 ? QLB_E_RUNTIME : worst;
+    }
+    for (i = 0; i < n_all; i++) {
         free(all[i]);
     }
     free(all);

@@ -74,17 +74,17 @@ struct prune {
 
 /* ---- merging ---- */
 
-/* The members, the newest last, are what the manifests say. */
-static int check_members(const struct qlb_chain *chain,
+/* The members are what the manifests say; paths begins with the newest. */
+static int check_members(const struct qlb_chain *chain, char *const *paths,
                          const struct plan_node *node, unsigned n,
                          struct qlb_error *err)
 {
-    for (unsigned i = n; i-- > 0; node = node->parent) {
+    for (unsigned i = 0; i < n; i++, node = node->parent) {
         if (qlb_chain_members(chain) != n ||
-            !manifest_describes(node->disk, qlb_chain_member(chain, i))) {
-            return qlb_fail(err, QLB_E_DAMAGED, "%s is not the archive that "
-                            "the backup's manifest tells of",
-                            node->disk->archive);
+            !manifest_describes(node->disk,
+                                qlb_chain_member(chain, n - 1 - i))) {
+            return qlb_fail(err, QLB_E_DAMAGED, "%s: is not the archive that "
+                            "the backup's manifest tells of", paths[i]);
         }
     }
     return 0;
@@ -110,14 +110,14 @@ static struct qlb_chain *open_run(const struct prune *p,
     } else {
         qlb_fail_errno(err, ENOMEM, "%s", node->disk->archive);
     }
+    if (chain != NULL && check_members(chain, paths, node, n, err) < 0) {
+        qlb_chain_close(chain);
+        chain = NULL;
+    }
     for (unsigned i = 0; paths != NULL && i < n; i++) {
         free(paths[i]);
     }
     free(paths);
-    if (chain != NULL && check_members(chain, node, n, err) < 0) {
-        qlb_chain_close(chain);
-        return NULL;
-    }
     return chain;
 }
 

@@ -68,6 +68,7 @@ struct verify {
     struct item *items;
     unsigned n_items;
     unsigned n_checked, n_bad;
+    bool cut;         /* a signal came before the end */
     json_t *record;   /* of verified.json: what is in "archives" */
     const char *path; /* of the archive at work */
     int status;
@@ -291,20 +292,24 @@ static void look_at(struct verify *v, struct item *item)
 struct reading {
     struct verify *verify;
     struct item *item;
+    bool cut;
 };
 
 static void report_damage(void *opaque, const struct qlb_error *err)
 {
     struct reading *reading = opaque;
 
-    if (!tool_stop) {
+    /* what a signal ends is told in these words, too */
+    if (tool_stop && err->code == QLB_E_RUNTIME) {
+        reading->cut = true;
+    } else {
         find_bad(reading->verify, reading->item, err);
     }
 }
 
 static void read_item(struct verify *v, struct item *item)
 {
-    struct reading reading = { v, item };
+    struct reading reading = { .verify = v, .item = item };
     struct qlb_lbz_reader *reader;
     struct qlb_error err;
 
@@ -320,10 +325,29 @@ static void read_item(struct verify *v, struct item *item)
     }
     archive_check_run(v->check, reader, report_damage, &reading);
     qlb_lbz_reader_close(reader);
-    if (!tool_stop) {
-        v->n_checked++;
-        item->verified = item->bad ? 0 : (uint64_t)time(NULL);
+    if (reading.cut) {
+        v->cut = true;
+        return;
     }
+    v->n_checked++;
+    item->verified = item->bad ? 0 : (uint64_t)time(NULL);
+}
+
+static void verify_item(struct verify *v, struct item *item, bool read)
+{
+    char *path = machine_object_path(v->machine, item->disk->archive);
+
+    if (path == NULL) {
+        tool_message("%s: %s", item->disk->archive, strerror(ENOMEM));
+        note_status(v, QLB_E_RUNTIME);
+        return;
+    }
+    v->path = path;
+    look_at(v, item);
+    if (read && !item->bad) {
+        read_item(v, item);
+    }
+    free(path);
 }
 
 static void verify_items(struct verify *v)
@@ -331,23 +355,15 @@ static void verify_items(struct verify *v)
     unsigned n = (unsigned)(((uint64_t)v->n_items * v->percent + 99) / 100);
 
     for (unsigned i = 0; i < v->n_items; i++) {
-        char *path = machine_object_path(v->machine,
-                                         v->items[i].disk->archive);
-
-        if (path == NULL || tool_stop) {
-            tool_message("%s: %s: not all archives were verified",
-                         machine_name(v->machine),
-                         path == NULL ? strerror(ENOMEM) : "interrupted");
-            note_status(v, QLB_E_RUNTIME);
-            free(path);
-            return;
+        v->cut |= tool_stop;
+        if (!v->cut) {
+            verify_item(v, &v->items[i], i < n);
         }
-        v->path = path;
-        look_at(v, &v->items[i]);
-        if (i < n && !v->items[i].bad) {
-            read_item(v, &v->items[i]);
-        }
-        free(path);
+    }
+    if (v->cut) {
+        tool_message("%s: interrupted: %u of %u archives were read",
+                     machine_name(v->machine), v->n_checked, n);
+        note_status(v, QLB_E_RUNTIME);
     }
 }
 
@@ -475,6 +491,7 @@ static int verify_machine(void *opaque, struct machine *machine)
     v->items = NULL;
     v->record = NULL;
     v->n_items = v->n_checked = v->n_bad = 0;
+    v->cut = false;
     v->status = 0;
     if (verify(v, &err) < 0) {
         note_status(v, tool_fail(NULL, &err));
