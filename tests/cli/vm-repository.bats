@@ -135,6 +135,31 @@ lbvm: web1: ${archive#repo/web1/} is needed by: ${ids[1]}"
         "lbvm: $(archive_of 1 vdb): its parent "
 }
 
+@test "archives of different digests are no chain" {
+    new_disk disk.qcow2 4M
+    run_expect 0 lbvm backup -q web1 vda=disk.qcow2
+    run_expect 0 lbvm backup --digest=sha256 web1 vda=disk.qcow2
+    expect_stderr 'lbvm: web1: vda: a full backup: the last backup has the digest xxh3-128, and not sha256'
+    run_expect 0 lbvm backup -q --digest=sha256 web1 vda=disk.qcow2
+    run_expect 0 lbvm list --json web1
+    [ "$(jq -r '.backups[].disks[0].kind' <<<"$output" | paste -sd' ')" = \
+      'full full incremental' ]
+    vmrepo check repo
+    # as some other writer may have done it
+    id=$(jq -r '.backups[2].id' <<<"$output")
+    first=$(jq -r '.backups[0].id' <<<"$output")
+    jq ".disks[0].parent = $(jq '.disks[0].checkpoint' \
+        "repo/web1/backups/$first.json")" "repo/web1/backups/$id.json" >m
+    mv m "repo/web1/backups/$id.json"
+    archive=$(jq -r '.disks[0].archive' "repo/web1/backups/$id.json")
+    run_expect 4 lbvm verify
+    expect_stderr_has "lbvm: repo/web1/$archive: has another digest than its parent, and can't be read together with it"
+    run_expect 3 lbvm show web1
+    expect_stderr "lbvm: repo/web1: disk 'vda': $archive has another digest than its parent, and can't be read together with it"
+    run_expect 3 lbvm prune --keep-last=1
+    expect_stderr "lbvm: repo/web1: disk 'vda': $archive has another digest than its parent, and can't be read together with it"
+}
+
 @test "samples come round to all archives" {
     synth "$plan"
     for n in 2 4 6 8; do

@@ -83,6 +83,12 @@ struct backup {
 
 /* ---- from which backup a disk goes on ---- */
 
+/* As in manifests. */
+static const char *digest_name(enum qlb_digest_type digest)
+{
+    return digest == QLB_DIGEST_SHA256 ? "sha256" : "xxh3-128";
+}
+
 /* Which of the image's checkpoints it is: an index, or -1. */
 static int find_checkpoint(const struct source_disk *disk,
                            const struct qlb_uuid *uuid)
@@ -104,6 +110,21 @@ static bool is_of(const struct manifest_disk *entry,
                ? strcmp(entry->name, disk->name) == 0 &&
                  strcmp(entry->filename, disk->filename) == 0
                : qlb_uuid_equal(&entry->image, &disk->image);
+}
+
+/* Archives of one chain have the same digest, or can't be read together. */
+static bool has_digest(const struct backup *backup,
+                       const struct manifest_disk *disk,
+                       struct qlb_error *why)
+{
+    const char *digest = digest_name(backup->request.dump.digest);
+
+    if (strcmp(disk->digest, digest) != 0) {
+        qlb_fail(why, QLB_E_UNTRUSTED, "the last backup has the digest %s, "
+                 "and not %s", disk->digest, digest);
+        return false;
+    }
+    return true;
 }
 
 /* Whether all archives that it needs are there. */
@@ -129,7 +150,7 @@ static bool is_whole(const struct machine *machine,
 }
 
 /* Looks at one entry of an earlier backup; true: it can be gone on from. */
-static bool consider(const struct machine *machine, struct source_disk *disk,
+static bool consider(const struct backup *backup, struct source_disk *disk,
                      const struct manifest_disk *entry, bool *known,
                      struct qlb_error *why)
 {
@@ -149,7 +170,8 @@ static bool consider(const struct machine *machine, struct source_disk *disk,
         qlb_fail(why, QLB_E_UNTRUSTED, "the image has no checkpoint of a "
                  "backup in the repository that can be trusted");
     }
-    return i >= 0 && is_whole(machine, entry, why);
+    return i >= 0 && has_digest(backup, entry, why) &&
+           is_whole(backup->machine, entry, why);
 }
 
 /* The newest backup of the disk that can be gone on from; else why there is
@@ -171,7 +193,7 @@ static const struct manifest_disk *find_parent(const struct backup *backup,
         for (unsigned k = 0; k < manifest->n_disks; k++) {
             const struct manifest_disk *entry = &manifest->disks[k];
 
-            if (consider(machine, disk, entry, &known,
+            if (consider(backup, disk, entry, &known,
                          found == NULL ? why : &ignored) && found == NULL) {
                 found = entry;
             }
@@ -252,8 +274,7 @@ static bool describe_disk(struct manifest *manifest,
     entry->size = header->virtual_size;
     entry->archive = object_of(disk->output);
     entry->bytes = disk->archive.totals.archive_size;
-    entry->digest = strdup(header->digest == QLB_DIGEST_SHA256 ? "sha256"
-                                                               : "xxh3-128");
+    entry->digest = strdup(digest_name(header->digest));
     entry->root = hex_root(&disk->archive);
     entry->reason = strdup(disk->reason == NULL ? "" : disk->reason);
     entry->bitmap = disk->bitmap == NULL ? NULL : strdup(disk->bitmap);

@@ -283,6 +283,15 @@ static int check_archive(const struct plan *plan,
     return ret;
 }
 
+static bool has_good_parent(const struct plan_node *node)
+{
+    const struct plan_node *parent = node->parent;
+
+    return parent == NULL ? qlb_uuid_is_zero(&node->disk->parent)
+                          : strcmp(parent->disk->digest,
+                                   node->disk->digest) == 0;
+}
+
 /* Up to a full archive, or to what was checked before. */
 static int check_chain(const struct plan *plan, struct plan_node *node,
                        struct qlb_error *err)
@@ -295,8 +304,7 @@ static int check_chain(const struct plan *plan, struct plan_node *node,
         if (check_archive(plan, node->disk, err) < 0) {
             return -1;
         }
-        if ((node->parent == NULL && !qlb_uuid_is_zero(&node->disk->parent)) ||
-            ++steps > plan->n_nodes) {
+        if (!has_good_parent(node) || ++steps > plan->n_nodes) {
             break;
         }
     }

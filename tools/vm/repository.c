@@ -1003,6 +1003,11 @@ int machine_chain(const struct machine *machine,
 
         if (parent == NULL) {
             ret = no_link(machine, disk, at, &at->parent, err);
+        } else if (strcmp(parent->digest, at->digest) != 0) {
+            ret = qlb_fail(err, QLB_E_UNTRUSTED, "%s: disk '%s': %s has "
+                           "another digest than its parent, and can't be "
+                           "read together with it", machine->path, disk->name,
+                           at->archive);
         } else if (*n > machine->n_archives) {
             ret = qlb_fail(err, QLB_E_DAMAGED, "%s: disk '%s': the parents "
                            "of its archives run in a circle", machine->path,

@@ -266,6 +266,7 @@ static void find_bad(struct verify *v, struct item *item,
 static void look_at(struct verify *v, struct item *item)
 {
     const struct manifest_disk *disk = item->disk;
+    const struct manifest_disk *parent = parent_of(v, disk);
     struct qlb_error err;
     char uuid[QLB_UUID_TEXT];
     struct stat st;
@@ -282,7 +283,12 @@ static void look_at(struct verify *v, struct item *item)
                  (unsigned long long)disk->bytes);
         find_bad(v, item, &err);
     }
-    if (!qlb_uuid_is_zero(&disk->parent) && parent_of(v, disk) == NULL) {
+    if (parent != NULL && strcmp(parent->digest, disk->digest) != 0) {
+        qlb_fail(&err, QLB_E_DAMAGED, "has another digest than its parent, "
+                 "and can't be read together with it");
+        find_bad(v, item, &err);
+    }
+    if (!qlb_uuid_is_zero(&disk->parent) && parent == NULL) {
         qlb_fail(&err, QLB_E_DAMAGED, "its parent %s is in no backup",
                  qlb_uuid_format(&disk->parent, uuid));
         find_bad(v, item, &err);
