@@ -18,16 +18,20 @@ report() { # report STATUS NAME [HINT]
 }
 
 # qemu-io is in qemu-utils, mkfs.ext4 and debugfs in e2fsprogs, certtool and
-# psktool in gnutls-bin
+# psktool in gnutls-bin, libvirtd in libvirt-daemon, virsh in libvirt-clients
 PATH=$PATH:/usr/sbin:/sbin
-for tool in bats certtool cmp debugfs jq mandoc mkfs.ext4 nbdkit nm psktool \
-            qemu-img qemu-io qemu-nbd strace xxhsum zstd; do
+for tool in bats certtool cmp debugfs jq libvirtd mandoc mkfs.ext4 nbdkit nm \
+            psktool qemu-img qemu-io qemu-nbd qemu-system-x86_64 strace \
+            virsh xxhsum zstd; do
     command -v "$tool" >/dev/null
     report $? "$tool is installed"
 done
 
 [ "$HAVE_CMOCKA" != '#' ]
 report $? "the library was configured with cmocka"
+
+[ "$HAVE_LIBVIRT" != '#' ]
+report $? "lbvm was configured with libvirt"
 
 "$ORACLE_PYTHON" -c 'import xxhash, zstandard' 2>/dev/null
 report $? "$ORACLE_PYTHON has xxhash and zstandard"
