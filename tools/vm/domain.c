@@ -16,6 +16,7 @@
 struct domain {
     virConnectPtr connection;
     virDomainPtr handle;
+    const char *name; /* the handle's; asking for it would forget an error */
     bool answered;
 };
 
@@ -70,6 +71,7 @@ struct domain *domain_open(const char *uri, const char *name,
         domain_close(domain);
         return NULL;
     }
+    domain->name = virDomainGetName(domain->handle);
     return domain;
 }
 
@@ -89,7 +91,7 @@ void domain_close(struct domain *domain)
 
 const char *domain_name(const struct domain *domain)
 {
-    return virDomainGetName(domain->handle);
+    return domain->name;
 }
 
 /* ---- what it is ---- */
@@ -138,12 +140,17 @@ static int find_volume(struct domain *domain, struct described_disk *disk,
     }
     if (volume != NULL) {
         disk->file = virStorageVolGetPath(volume);
+    }
+    if (disk->file == NULL) {
+        domain_fail(err, domain_name(domain));
+    }
+    if (volume != NULL) {
         virStorageVolFree(volume);
     }
     if (pool != NULL) {
         virStoragePoolFree(pool);
     }
-    return disk->file == NULL ? domain_fail(err, domain_name(domain)) : 0;
+    return disk->file == NULL ? -1 : 0;
 }
 
 static int describe(struct domain *domain, struct described_disks *list,

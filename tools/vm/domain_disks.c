@@ -67,6 +67,7 @@ static void release_disk(struct described_disk *disk)
     free(disk->pool);
     free(disk->volume);
     free(disk->alias);
+    free(disk->index);
 }
 
 static int add_disk(struct described_disks *list, const xmlNode *node,
@@ -89,6 +90,7 @@ static int add_disk(struct described_disks *list, const xmlNode *node,
     disk->pool = attribute(node, "source", "pool");
     disk->volume = attribute(node, "source", "volume");
     disk->alias = attribute(node, "alias", "name");
+    disk->index = attribute(node, "source", "index");
     if (disk->target == NULL) {
         return qlb_fail(err, QLB_E_RUNTIME, "%s: a disk in libvirt's "
                         "description has no target", name);
@@ -200,14 +202,23 @@ static const char *node_of_device(const json_t *blocks, const char *alias)
     return NULL;
 }
 
-static const char *node_of_file(const json_t *nodes, const char *file)
+/* By the name that libvirt gives it; by the file, which QEMU does not tell where
+ * the image has a backing file that it was not told by the image. */
+static const char *node_below(const json_t *nodes,
+                              const struct described_disk *disk)
 {
     const json_t *node;
+    char name[64] = "";
     size_t i;
 
+    if (disk->index != NULL) {
+        snprintf(name, sizeof(name), "libvirt-%s-format", disk->index);
+    }
     json_array_foreach(nodes, i, node) {
-        if (equal(string_of(json_object_get(node, "image"), "filename"),
-                  file) && usable(node) != NULL) {
+        if (usable(node) != NULL &&
+            (equal(usable(node), name) ||
+             equal(string_of(json_object_get(node, "image"), "filename"),
+                   disk->file))) {
             return usable(node);
         }
     }
@@ -225,7 +236,7 @@ char *described_disk_node(const struct described_disk *disk,
         node = node_of_device(blocks, disk->alias);
     }
     if (node == NULL) {
-        node = node_of_file(nodes, disk->file);
+        node = node_below(nodes, disk);
     }
     if (node == NULL) {
         qlb_fail(err, QLB_E_RUNTIME, "%s: %s: QEMU has no node for '%s' that "

@@ -12,7 +12,9 @@
 struct described_disk {
     char *target, *file;
     char *pool, *volume; /* where libvirt knows the file by these */
-    char *alias;         /* of its device, in a domain that runs */
+    /* in a domain that runs: */
+    char *alias;         /* of its device */
+    char *index;         /* a number that is in the names of its nodes */
 };
 
 struct described_disks {

@@ -66,12 +66,13 @@ static void free_call(struct call *call)
 static void *run_call(void *opaque)
 {
     struct call *call = opaque;
+    const char *name = virDomainGetName(call->handle);
     bool left;
     int ret = virDomainQemuMonitorCommand(call->handle, call->request,
                                           &call->answer, 0);
 
     if (ret < 0) {
-        domain_fail(&call->err, virDomainGetName(call->handle));
+        domain_fail(&call->err, name);
         call->answer = NULL;
     }
     pthread_mutex_lock(&call->lock);
