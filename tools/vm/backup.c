@@ -18,6 +18,7 @@
 #include "qmp.h"
 #include "vm/commands.h"
 #include "vm/options.h"
+#include "vm/parent.h"
 #include "vm/source.h"
 
 enum {
@@ -81,125 +82,12 @@ struct backup {
     struct manifest *manifest;
 };
 
-/* ---- from which backup a disk goes on ---- */
+/* ---- what is wanted of each disk ---- */
 
 /* As in manifests. */
 static const char *digest_name(enum qlb_digest_type digest)
 {
     return digest == QLB_DIGEST_SHA256 ? "sha256" : "xxh3-128";
-}
-
-/* Which of the image's checkpoints it is: an index, or -1. */
-static int find_checkpoint(const struct source_disk *disk,
-                           const struct qlb_uuid *uuid)
-{
-    for (unsigned i = 0; i < disk->n_checkpoints; i++) {
-        if (qlb_uuid_equal(&disk->checkpoints[i], uuid)) {
-            return (int)i;
-        }
-    }
-    return -1;
-}
-
-/* Whether the entry, of an earlier backup, is of this disk: it has the image's
- * UUID. An image without one is known by where it is. */
-static bool is_of(const struct manifest_disk *entry,
-                  const struct source_disk *disk)
-{
-    return qlb_uuid_is_zero(&disk->image)
-               ? strcmp(entry->name, disk->name) == 0 &&
-                 strcmp(entry->filename, disk->filename) == 0
-               : qlb_uuid_equal(&entry->image, &disk->image);
-}
-
-/* Archives of one chain have the same digest, or can't be read together. */
-static bool has_digest(const struct backup *backup,
-                       const struct manifest_disk *disk,
-                       struct qlb_error *why)
-{
-    const char *digest = digest_name(backup->request.dump.digest);
-
-    if (strcmp(disk->digest, digest) != 0) {
-        qlb_fail(why, QLB_E_UNTRUSTED, "the last backup has the digest %s, "
-                 "and not %s", disk->digest, digest);
-        return false;
-    }
-    return true;
-}
-
-/* Whether all archives that it needs are there. */
-static bool is_whole(const struct machine *machine,
-                     const struct manifest_disk *disk, struct qlb_error *err)
-{
-    char **paths;
-    unsigned n;
-    bool whole = true;
-
-    if (machine_chain(machine, disk, &paths, &n, err) < 0) {
-        return false;
-    }
-    for (unsigned i = 0; i < n; i++) {
-        if (whole && access(paths[i], R_OK) < 0) {
-            qlb_fail_errno(err, errno, "%s", paths[i]);
-            whole = false;
-        }
-        free(paths[i]);
-    }
-    free(paths);
-    return whole;
-}
-
-/* Looks at one entry of an earlier backup; true: it can be gone on from. */
-static bool consider(const struct backup *backup, struct source_disk *disk,
-                     const struct manifest_disk *entry, bool *known,
-                     struct qlb_error *why)
-{
-    int i = find_checkpoint(disk, &entry->checkpoint);
-
-    if (i < 0 && !is_of(entry, disk)) {
-        return false;
-    }
-    if (qlb_uuid_is_zero(&disk->image)) {
-        disk->image = entry->image;
-    }
-    if (i >= 0) {
-        disk->ours[i] = true;
-    }
-    if (!*known) {
-        *known = true;
-        qlb_fail(why, QLB_E_UNTRUSTED, "the image has no checkpoint of a "
-                 "backup in the repository that can be trusted");
-    }
-    return i >= 0 && has_digest(backup, entry, why) &&
-           is_whole(backup->machine, entry, why);
-}
-
-/* The newest backup of the disk that can be gone on from; else why there is
- * none. All are looked at: the image may have checkpoints of several. */
-static const struct manifest_disk *find_parent(const struct backup *backup,
-                                               struct source_disk *disk,
-                                               struct qlb_error *why)
-{
-    const struct machine *machine = backup->machine;
-    const struct manifest_disk *found = NULL;
-    struct qlb_error ignored;
-    bool known = false;
-
-    qlb_fail(why, QLB_E_UNTRUSTED, "the repository has no backup of this disk "
-             "yet");
-    for (unsigned i = machine_n_backups(machine); i-- > 0;) {
-        const struct manifest *manifest = machine_backup(machine, i);
-
-        for (unsigned k = 0; k < manifest->n_disks; k++) {
-            const struct manifest_disk *entry = &manifest->disks[k];
-
-            if (consider(backup, disk, entry, &known,
-                         found == NULL ? why : &ignored) && found == NULL) {
-                found = entry;
-            }
-        }
-    }
-    return found;
 }
 
 static char *new_output(const struct backup *backup,
@@ -224,7 +112,9 @@ static int want_disk(const struct backup *backup, struct source_disk *disk,
                      struct qlb_error *err)
 {
     struct qlb_error why;
-    const struct manifest_disk *parent = find_parent(backup, disk, &why);
+    const struct manifest_disk *parent =
+        parent_find(backup->machine, disk,
+                    digest_name(backup->request.dump.digest), &why);
 
     if (parent == NULL && !backup->full) {
         disk->reason = strdup(why.message);
