@@ -258,9 +258,14 @@ lbvm: web1: data: a full backup: the repository has no backup of this disk yet'
 
 @test "what is asked wrongly" {
     run_expect 2 lbvm backup web1 x.qcow2 --qmp=qmp
-    expect_stderr_has '--qmp finds the disks itself'
+    expect_stderr_has '--qmp and --domain find the disks themselves'
     run_expect 2 lbvm backup --disk vda web1 x.qcow2
-    expect_stderr_has '--disk wants --qmp'
+    expect_stderr_has 'they want --qmp or --domain'
+    run_expect 2 lbvm backup --qmp=qmp --domain=web1
+    expect_stderr_has '--qmp and --domain exclude each other'
+    run_expect 2 lbvm backup --qmp=qmp --quiesce=try web1
+    expect_stderr_has '--quiesce wants --agent'
+    run_expect 2 lbvm backup --domain=a --domain=b web1
     run_expect 2 lbvm backup web1
     run_expect 2 lbvm backup
     run_expect 2 lbvm backup ../x a.qcow2

@@ -15,29 +15,42 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "qmp.h"
 #include "vm/commands.h"
+#include "vm/connect.h"
+#include "vm/hooks.h"
 #include "vm/options.h"
 #include "vm/parent.h"
-#include "vm/source.h"
+#include "vm/quiesce.h"
 
 enum {
-    OPT_QMP = TOOL_OPT_LONG, OPT_DISK, OPT_SCRATCH, OPT_FULL, OPT_CHAIN, OPT_DURABLE,
+    OPT_QMP = TOOL_OPT_LONG, OPT_DOMAIN, OPT_CONNECT, OPT_DISK, OPT_SCRATCH,
+    OPT_QUIESCE, OPT_AGENT, OPT_FREEZE_LIMIT, OPT_HOOK, OPT_FULL, OPT_CHAIN,
+    OPT_DURABLE,
     OPT_LEVEL, OPT_THREADS, OPT_DIGEST, OPT_RATE_LIMIT, OPT_PROGRESS,
 };
 
-static const struct tool_option options[] = {
+static const struct tool_option command_options[] = {
     VM_REPOSITORY_OPTION,
-    { "qmp", OPT_QMP, "SOCKET", "the machine runs in the QEMU whose monitor "
-      "is there" },
+    { "domain", OPT_DOMAIN, "NAME",
+      "the machine is a libvirt domain (may be repeated)" },
+    { "connect", OPT_CONNECT, "URI", "with --domain: libvirt's connection" },
+    { "qmp", OPT_QMP, "SOCKET",
+      "the machine runs in the QEMU whose monitor is there" },
     { "disk", OPT_DISK, "NAME",
-      "with --qmp: that disk (default: all; may be repeated)" },
+      "of a running machine: that disk (default: all; may be repeated)" },
+    { "quiesce", OPT_QUIESCE, "HOW",
+      "freeze the guest's file systems: require, or try" },
+    { "agent", OPT_AGENT, "SOCKET",
+      "with --qmp and --quiesce: of the guest agent" },
+    { "freeze-limit", OPT_FREEZE_LIMIT, "SECONDS",
+      "thaw after so long, whatever happens (default: 10)" },
+    { "hook", OPT_HOOK, "COMMAND", "run it before and after" },
     { "scratch", OPT_SCRATCH, "FOLDER",
       "with a stock QEMU: for what the guest overwrites meanwhile (default: "
       "that of the first image)" },
     { "full", OPT_FULL, NULL, "back up all of each disk" },
     { "durable", OPT_DURABLE, NULL,
-      "with --qmp: what was begun survives a power loss" },
+      "with livebackup in QEMU: what was begun survives a power loss" },
     { "chain", OPT_CHAIN, "NAME",
       "chain label of a repository that is made now (default: its own)" },
     { "level", OPT_LEVEL, "N", "zstd compression level, 1 to 19 (default: 1)" },
@@ -53,31 +66,31 @@ static const struct tool_option options[] = {
 
 const struct tool vm_backup_tool = {
     .name = "lbvm backup",
-    .synopsis = "[OPTION]... MACHINE [NAME=]IMAGE...\n"
-                "       lbvm backup [OPTION]... --qmp=SOCKET MACHINE",
+    .synopsis = "[OPTION]... --domain=NAME... [MACHINE]\n"
+                "       lbvm backup [OPTION]... --qmp=SOCKET MACHINE\n"
+                "       lbvm backup [OPTION]... MACHINE [NAME=]IMAGE...",
     .summary = "Backs up the disks of a machine, all at one point in time: "
                "what has changed since\nthe last backup in the repository, "
                "where that can be trusted.",
-    .options = options,
+    .options = command_options,
 };
 
 struct backup {
     /* asked for */
     struct vm_options common;
     const char *name;       /* of the machine */
-    const char *socket;
-    char **disks;           /* --disk */
-    unsigned n_disks;
-    char **images, **names; /* names: NULL where none is given */
-    unsigned n_images;
+    struct connect_options connect;
     const char *label;
-    const char *scratch;
-    bool full, durable;
+    bool full;
+    struct quiesce_options quiesce;
+    bool quiesced;          /* asked for, at first */
+    struct hooks hooks;
     struct dump_request request;
 
     struct repository *repository;
     struct machine *machine;
-    struct source *source;
+    struct connection connection;
+    struct source *source;  /* of the connection */
     bool begun;
     struct manifest *manifest;
 };
@@ -198,6 +211,7 @@ static int describe(struct backup *backup, struct qlb_error *err)
         manifest->machine = strdup(backup->name);
         manifest->label = strdup(backup->request.label);
         manifest->source = strdup(source->ops->kind);
+        manifest->quiesced = backup->quiesced;
         good = manifest->id != NULL && manifest->machine != NULL &&
                manifest->label != NULL && manifest->source != NULL;
     }
@@ -244,44 +258,6 @@ static int open_repository(struct backup *backup, struct qlb_error *err)
     return machine_sweep(backup->machine, NULL, err);
 }
 
-/* A QEMU with livebackup, or a stock one. */
-static int open_running(struct backup *backup, struct qmp *qmp,
-                        struct qlb_error *err)
-{
-    bool patched = qmp_has_command(qmp, "livebackup-begin");
-
-    if (!patched && backup->durable) {
-        qmp_close(qmp);
-        return qlb_fail(err, QLB_E_USAGE, "%s: --durable wants a QEMU with "
-                        "livebackup", backup->socket);
-    }
-    backup->source = patched
-        ? source_qemu_new(qmp, backup->socket, backup->disks,
-                          backup->n_disks, backup->durable)
-        : source_stock_new(qmp, backup->disks, backup->n_disks,
-                           backup->scratch);
-    return backup->source == NULL
-               ? qlb_fail_errno(err, ENOMEM, "%s", backup->name) : 0;
-}
-
-static int open_source(struct backup *backup, struct qlb_error *err)
-{
-    struct qmp *qmp;
-
-    if (backup->socket != NULL) {
-        qmp = qmp_connect(backup->socket, err);
-        if (qmp == NULL) {
-            return -1;
-        }
-        return open_running(backup, qmp, err);
-    } else {
-        backup->source = source_images_new(backup->names, backup->images,
-                                           backup->n_images);
-    }
-    return backup->source == NULL
-               ? qlb_fail_errno(err, ENOMEM, "%s", backup->name) : 0;
-}
-
 static void say_what_is_done(const struct backup *backup)
 {
     const struct source *source = backup->source;
@@ -295,6 +271,25 @@ static void say_what_is_done(const struct backup *backup)
                          disk->name, disk->reason);
         }
     }
+}
+
+/* A guest that was not frozen until now is an error only where that is
+ * required; that it could not be thawed always is. */
+static int thaw(struct backup *backup, struct quiesce *quiesce,
+                struct qlb_error *err)
+{
+    bool frozen = quiesce_is_frozen(quiesce);
+
+    if (quiesce_end(quiesce, &backup->quiesced, err) < 0) {
+        return -1;
+    }
+    if (frozen && !backup->quiesced) {
+        if (backup->quiesce.policy == QUIESCE_REQUIRE) {
+            return -1;
+        }
+        tool_message("%s: %s", backup->name, err->message);
+    }
+    return 0;
 }
 
 /* A name is how one of a backup's disks is asked for. */
@@ -313,6 +308,36 @@ static int check_names(const struct source *source, struct qlb_error *err)
     return 0;
 }
 
+/* The guest stands still as short as can be: all else is done by then. */
+static int point_in_time(struct backup *backup, struct qlb_error *err)
+{
+    struct source *source = backup->source;
+    struct quiesce *quiesce = NULL;
+    struct qlb_error why;
+    int ret;
+
+    if (hooks_before(&backup->hooks, err) < 0) {
+        return -1;
+    }
+    if (backup->quiesced) {
+        quiesce = quiesce_begin(&backup->quiesce, err);
+        if (quiesce == NULL) {
+            return -1;
+        }
+    }
+    ret = source->ops->begin(source, &backup->request, err);
+    backup->begun = ret == 0;
+    if (quiesce != NULL && thaw(backup, quiesce, &why) < 0 && ret == 0) {
+        *err = why;
+        ret = -1;
+    }
+    if (hooks_thawed(&backup->hooks, &why) < 0 && ret == 0) {
+        *err = why;
+        ret = -1;
+    }
+    return ret;
+}
+
 static int begin(struct backup *backup, struct qlb_error *err)
 {
     struct source *source = backup->source;
@@ -325,22 +350,24 @@ static int begin(struct backup *backup, struct qlb_error *err)
             return -1;
         }
     }
-    if (source->ops->begin(source, &backup->request, err) < 0) {
-        return -1;
-    }
-    backup->begun = true;
-    return 0;
+    return point_in_time(backup, err);
 }
 
 static int run(struct backup *backup, struct qlb_error *err)
 {
     struct source *source;
 
-    if (open_repository(backup, err) < 0 || open_source(backup, err) < 0 ||
-        begin(backup, err) < 0) {
+    if (open_repository(backup, err) < 0 ||
+        connect_open(&backup->connection, &backup->connect, err) < 0) {
         return -1;
     }
-    source = backup->source;
+    source = backup->source = backup->connection.source;
+    /* In a machine that doesn't run nothing can be frozen, nor need it be. */
+    backup->quiesced = backup->quiesced &&
+                       strcmp(source->ops->kind, "images") != 0;
+    if (begin(backup, err) < 0) {
+        return -1;
+    }
     say_what_is_done(backup);
     if (source->ops->dump(source, &backup->request, err) < 0 ||
         describe(backup, err) < 0 || put_definition(backup, err) < 0 ||
@@ -394,21 +421,24 @@ static int print_result(const struct backup *backup)
 
 static void release(struct backup *backup)
 {
-    if (backup->source != NULL) {
-        backup->source->ops->free(backup->source);
-    }
+    connect_close(&backup->connection);
     manifest_free(backup->manifest);
     machine_close(backup->machine);
     repository_close(backup->repository);
-    for (unsigned i = 0; i < backup->n_images; i++) {
-        free(backup->names[i]);
-    }
-    free(backup->names);
-    free(backup->images);
-    free(backup->disks);
+    backup->manifest = NULL;
+    backup->machine = NULL;
+    backup->repository = NULL;
+    backup->source = NULL;
 }
 
 /* ---- options ---- */
+
+/* The command line: what is the same for all machines, and which domains. */
+struct options {
+    struct backup backup;
+    char **domains;
+    unsigned n_domains;
+};
 
 static char **add_word(char **words, unsigned *n, char *word)
 {
@@ -426,17 +456,18 @@ static void add_image(struct backup *backup, char *operand)
 {
     char *equals = strchr(operand, '='), *slash = strchr(operand, '/');
     bool named = equals != NULL && (slash == NULL || equals < slash);
-    unsigned n = backup->n_images;
+    struct connect_options *connect = &backup->connect;
+    unsigned n = connect->n_images;
 
     if (named && equals == operand) {
         tool_usage("'%s': NAME=IMAGE wants a name", operand);
     }
-    backup->names = add_word(backup->names, &n,
+    connect->names = add_word(connect->names, &n,
                              named ? strndup(operand,
                                              (size_t)(equals - operand))
                                    : NULL);
-    backup->images = add_word(backup->images, &backup->n_images,
-                              named ? equals + 1 : operand);
+    connect->images = add_word(connect->images, &connect->n_images,
+                               named ? equals + 1 : operand);
 }
 
 static void parse_dump_option(struct dump_request *request, int option)
@@ -466,26 +497,61 @@ static void parse_dump_option(struct dump_request *request, int option)
     }
 }
 
-static void parse_option(struct backup *backup, int option)
+static void parse_quiesce(struct backup *backup)
 {
+    backup->quiesced = true;
+    if (strcmp(optarg, "require") == 0) {
+        backup->quiesce.policy = QUIESCE_REQUIRE;
+    } else if (strcmp(optarg, "try") == 0) {
+        backup->quiesce.policy = QUIESCE_TRY;
+    } else {
+        tool_usage("--quiesce: '%s' is neither require nor try", optarg);
+    }
+}
+
+static void parse_option(struct options *options, int option)
+{
+    struct backup *backup = &options->backup;
+    struct connect_options *connect = &backup->connect;
+
     switch (option) {
     case OPT_QMP:
-        backup->socket = optarg;
+        connect->socket = optarg;
+        break;
+    case OPT_DOMAIN:
+        options->domains = add_word(options->domains, &options->n_domains,
+                                    optarg);
+        break;
+    case OPT_CONNECT:
+        connect->uri = optarg;
         break;
     case OPT_DISK:
-        backup->disks = add_word(backup->disks, &backup->n_disks, optarg);
+        connect->disks = add_word(connect->disks, &connect->n_disks, optarg);
         break;
     case OPT_SCRATCH:
-        backup->scratch = optarg;
+        connect->scratch = optarg;
+        break;
+    case OPT_DURABLE:
+        connect->durable = true;
         break;
     case OPT_FULL:
         backup->full = true;
         break;
-    case OPT_DURABLE:
-        backup->durable = true;
-        break;
     case OPT_CHAIN:
         backup->label = tool_parse_label(optarg, "--chain");
+        break;
+    case OPT_QUIESCE:
+        parse_quiesce(backup);
+        break;
+    case OPT_AGENT:
+        backup->quiesce.agent = optarg;
+        break;
+    case OPT_FREEZE_LIMIT:
+        backup->quiesce.limit = tool_parse_number(optarg, "--freeze-limit",
+                                                  1, 3600);
+        break;
+    case OPT_HOOK:
+        backup->hooks.command = optarg;
         break;
     default:
         if (!vm_take_option(&backup->common, option)) {
@@ -494,37 +560,126 @@ static void parse_option(struct backup *backup, int option)
     }
 }
 
-static void parse_options(struct backup *backup, int argc, char **argv)
+static void check_options(const struct options *options)
 {
+    const struct backup *backup = &options->backup;
+    const struct connect_options *connect = &backup->connect;
+    unsigned ways = (connect->socket != NULL) + (options->n_domains > 0) +
+                    (connect->n_images > 0);
+    bool images = connect->n_images > 0;
+
+    if (ways > 1) {
+        tool_usage("%s", images ? "--qmp and --domain find the disks "
+                   "themselves, or by --disk; IMAGE is not wanted"
+                   : "--qmp and --domain exclude each other");
+    }
+    if (ways == 0) {
+        tool_usage("the machine's disks are wanted: --domain=NAME, or "
+                   "--qmp=SOCKET where it runs, or its images where it does "
+                   "not");
+    }
+    if (images && (connect->n_disks > 0 || connect->durable ||
+                   connect->scratch != NULL || backup->quiesced)) {
+        tool_usage("--disk, --durable, --scratch and --quiesce are for a "
+                   "machine that runs; they want --qmp or --domain");
+    }
+    if (backup->quiesced && connect->socket != NULL &&
+        backup->quiesce.agent == NULL) {
+        tool_usage("--quiesce wants --agent, the socket of the guest agent");
+    }
+    if (backup->quiesce.agent != NULL &&
+        (!backup->quiesced || connect->socket == NULL)) {
+        tool_usage("--agent goes with --quiesce and --qmp");
+    }
+}
+
+static void parse_options(struct options *options, int argc, char **argv)
+{
+    struct backup *backup = &options->backup;
     int option;
 
     while ((option = tool_getopt(&vm_backup_tool, argc, argv)) != -1) {
-        parse_option(backup, option);
+        parse_option(options, option);
     }
-    if (optind == argc) {
+    if (optind < argc) {
+        backup->name = argv[optind++];
+    } else if (options->n_domains == 0) {
         tool_usage("the name of a MACHINE is wanted");
     }
-    backup->name = argv[optind++];
+    if (backup->name != NULL && options->n_domains > 1) {
+        tool_usage("several domains are called by their own names; MACHINE "
+                   "is not wanted");
+    }
     while (optind < argc) {
         add_image(backup, argv[optind++]);
     }
-    if ((backup->socket != NULL) == (backup->n_images > 0)) {
-        tool_usage(backup->socket != NULL
-                   ? "--qmp finds the disks itself, or by --disk; IMAGE is "
-                     "not wanted"
-                   : "the machine's disks are wanted: --qmp=SOCKET where it "
-                     "runs, or its images where it does not");
-    }
-    if (backup->socket == NULL && (backup->n_disks > 0 || backup->durable)) {
-        tool_usage("%s wants --qmp", backup->durable ? "--durable" : "--disk");
-    }
+    check_options(options);
     vm_repository(&backup->common);
+}
+
+/* ---- the command ---- */
+
+/* One machine: an exit status. */
+static int back_up(struct backup *backup)
+{
+    struct qlb_error err;
+    int status = 0;
+
+    backup->hooks.machine = backup->name;
+    if (run(backup, &err) < 0) {
+        give_up(backup);
+        status = tool_fail(NULL, &err);
+    }
+    if (hooks_after(&backup->hooks, status, &err) < 0) {
+        int failed = tool_fail(NULL, &err);
+
+        status = status == 0 ? failed : status;
+    }
+    if (backup->manifest != NULL && status == 0) {
+        status = print_result(backup);
+    }
+    release(backup);
+    return status;
+}
+
+/* One after the other; one that fails does not keep the others back. */
+static int back_up_domains(const struct options *options)
+{
+    int status = 0;
+
+    for (unsigned i = 0; i < options->n_domains && !tool_stop; i++) {
+        struct backup backup = options->backup;
+        int one;
+
+        backup.connect.domain = options->domains[i];
+        backup.quiesce.domain = options->domains[i];
+        backup.quiesce.uri = backup.connect.uri;
+        if (backup.name == NULL) {
+            backup.name = options->domains[i];
+        }
+        one = back_up(&backup);
+        status = status == 0 ? one : status;
+    }
+    return status;
+}
+
+static void release_options(struct options *options)
+{
+    struct connect_options *connect = &options->backup.connect;
+
+    for (unsigned i = 0; i < connect->n_images; i++) {
+        free(connect->names[i]);
+    }
+    free(connect->names);
+    free(connect->images);
+    free(connect->disks);
+    free(options->domains);
 }
 
 int vm_backup(int argc, char **argv)
 {
-    struct backup backup = {
-        .request = {
+    struct options options = {
+        .backup.request = {
             .dump = {
                 .level = 1,
                 .threads = tool_default_threads(),
@@ -532,16 +687,11 @@ int vm_backup(int argc, char **argv)
             },
         },
     };
-    struct qlb_error err;
     int status;
 
-    parse_options(&backup, argc, argv);
-    if (run(&backup, &err) < 0) {
-        give_up(&backup);
-        status = tool_fail(NULL, &err);
-    } else {
-        status = print_result(&backup);
-    }
-    release(&backup);
+    parse_options(&options, argc, argv);
+    status = options.n_domains > 0 ? back_up_domains(&options)
+                                   : back_up(&options.backup);
+    release_options(&options);
     return status;
 }

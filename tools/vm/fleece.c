@@ -168,7 +168,8 @@ static int note_folder(struct leftovers *left, const json_t *node,
     const char *file = text_of(json_object_get(node, "image"), "filename");
     const char *slash = strrchr(file, '/');
 
-    if (is_ours(name) && ends_with_file(name) && slash != NULL && (size_t)(slash - file) < sizeof(left->folder)) {
+    if (is_ours(name) && ends_with_file(name) && slash != NULL &&
+        (size_t)(slash - file) < sizeof(left->folder)) {
         memcpy(left->folder, file, (size_t)(slash - file));
         left->folder[slash - file] = '\0';
     }

@@ -75,18 +75,19 @@ void source_take_archive(struct source_disk *disk,
 /* The disks and the definition, with all their strings. */
 void source_release_disks(struct source *source);
 
-/* All of these only keep what they are told; names NULL or n_disks 0: all disks
- * that can be backed up. */
+/* All of these only keep what they are told. nodes: disks as QEMU calls them; n
+ * 0: all that can be backed up. names: of each for people, NULL: the same. */
 struct qmp;
 struct source *source_images_new(char *const *names, char *const *paths,
                                  unsigned n);
 /* qmp: a connection, which becomes the source's; target: its name in messages. */
 struct source *source_qemu_new(struct qmp *qmp, const char *target,
-                               char *const *disks, unsigned n_disks,
-                               bool durable);
+                               char *const *nodes, char *const *names,
+                               unsigned n, bool durable);
 /* scratch: folder for what the guest overwrites meanwhile (NULL: that of the
  * first disk's image). */
-struct source *source_stock_new(struct qmp *qmp, char *const *disks,
-                                unsigned n_disks, const char *scratch);
+struct source *source_stock_new(struct qmp *qmp, char *const *nodes,
+                                char *const *names, unsigned n,
+                                const char *scratch);
 
 #endif

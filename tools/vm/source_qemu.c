@@ -12,8 +12,8 @@
 
 struct qemu {
     struct source source; /* first */
-    char *const *names;
-    unsigned n_names;
+    char *const *nodes, *const *names; /* names: NULL: as the nodes */
+    unsigned n_nodes;
     bool durable;
     struct dump_request request; /* of the session */
     struct live_session session;
@@ -106,11 +106,11 @@ static int list_names(struct qemu *qemu, struct qlb_error *err)
 {
     struct live_session *session = &qemu->session;
 
-    if (qemu->n_names == 0) {
+    if (qemu->n_nodes == 0) {
         return live_session_find(session, err);
     }
-    for (unsigned i = 0; i < qemu->n_names; i++) {
-        if (live_session_add(session, qemu->names[i], err) < 0) {
+    for (unsigned i = 0; i < qemu->n_nodes; i++) {
+        if (live_session_add(session, qemu->nodes[i], err) < 0) {
             return -1;
         }
     }
@@ -123,11 +123,13 @@ static int take_nodes(struct qemu *qemu, const json_t *nodes,
     struct live_session *session = &qemu->session;
 
     for (unsigned i = 0; i < session->n_disks; i++) {
-        const char *name = session->disks[i].name;
-        struct source_disk *disk = source_add_disk(&qemu->source, name, err);
+        const char *node = session->disks[i].name;
+        struct source_disk *disk =
+            source_add_disk(&qemu->source,
+                            qemu->names != NULL ? qemu->names[i] : node, err);
 
         if (disk == NULL ||
-            take_node(disk, find_node(nodes, devices, name), err) < 0) {
+            take_node(disk, find_node(nodes, devices, node), err) < 0) {
             return -1;
         }
     }
@@ -146,10 +148,10 @@ static int qemu_list(struct source *source, struct qlb_error *err)
     nodes = qmp_call(qemu->session.qmp, "query-named-block-nodes",
                      json_pack("{s:b}", "flat", 1), err);
     /* Names that were found are those of nodes. */
-    if (nodes != NULL && qemu->n_names > 0) {
+    if (nodes != NULL && qemu->n_nodes > 0) {
         devices = qmp_call(qemu->session.qmp, "query-block", NULL, err);
     }
-    if (nodes != NULL && (devices != NULL || qemu->n_names == 0)) {
+    if (nodes != NULL && (devices != NULL || qemu->n_nodes == 0)) {
         ret = take_nodes(qemu, nodes, devices, err);
     }
     json_decref(nodes);
@@ -268,8 +270,8 @@ static const struct source_ops qemu_ops = {
 };
 
 struct source *source_qemu_new(struct qmp *qmp, const char *target,
-                               char *const *disks, unsigned n_disks,
-                               bool durable)
+                               char *const *nodes, char *const *names,
+                               unsigned n, bool durable)
 {
     struct qemu *qemu = calloc(1, sizeof(*qemu));
 
@@ -278,8 +280,9 @@ struct source *source_qemu_new(struct qmp *qmp, const char *target,
         return NULL;
     }
     qemu->source.ops = &qemu_ops;
-    qemu->names = disks;
-    qemu->n_names = n_disks;
+    qemu->nodes = nodes;
+    qemu->names = names;
+    qemu->n_nodes = n;
     qemu->request.mode = DUMP_AUTO;
     qemu->session.target = target;
     qemu->session.request = &qemu->request;

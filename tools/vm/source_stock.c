@@ -16,8 +16,8 @@
 struct stock {
     struct source source; /* first */
     struct qmp *qmp;
-    char *const *names;
-    unsigned n_names;
+    char *const *nodes, *const *names; /* names: NULL: as the nodes */
+    unsigned n_nodes;
     const char *scratch;      /* NULL: beside the first disk's image */
     char *folder;             /* that one */
     struct stock_disk *disks; /* one for each of the source's, as all below */
@@ -37,9 +37,12 @@ static int stock_list(struct source *source, struct qlb_error *err)
 {
     struct stock *stock = stock_of(source);
 
-    if (stock_find_disks(stock->qmp, stock->names, stock->n_names, source,
-                         &stock->disks, err) < 0) {
+    if (stock_find_disks(stock->qmp, stock->nodes, stock->names,
+                         stock->n_nodes, source, &stock->disks, err) < 0) {
         return -1;
+    }
+    if (source->definition != NULL) {
+        return 0;
     }
     source->definition = definition_of_qemu(stock->qmp, err);
     source->definition_type = "json";
@@ -255,8 +258,9 @@ static const struct source_ops stock_ops = {
     .free = stock_free,
 };
 
-struct source *source_stock_new(struct qmp *qmp, char *const *disks,
-                                unsigned n_disks, const char *scratch)
+struct source *source_stock_new(struct qmp *qmp, char *const *nodes,
+                                char *const *names, unsigned n,
+                                const char *scratch)
 {
     struct stock *stock = calloc(1, sizeof(*stock));
 
@@ -266,8 +270,9 @@ struct source *source_stock_new(struct qmp *qmp, char *const *disks,
     }
     stock->source.ops = &stock_ops;
     stock->qmp = qmp;
-    stock->names = disks;
-    stock->n_names = n_disks;
+    stock->nodes = nodes;
+    stock->names = names;
+    stock->n_nodes = n;
     stock->scratch = scratch;
     return &stock->source;
 }

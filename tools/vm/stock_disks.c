@@ -166,10 +166,11 @@ static const json_t *find_node(const json_t *devices, const json_t *nodes,
 }
 
 static int add_named(const json_t *devices, const json_t *nodes,
-                     const char *name, struct source *source,
-                     struct stock_disk **disks, struct qlb_error *err)
+                     const char *wanted, const char *name,
+                     struct source *source, struct stock_disk **disks,
+                     struct qlb_error *err)
 {
-    const json_t *node = find_node(devices, nodes, name);
+    const json_t *node = find_node(devices, nodes, wanted);
     const char *why = node == NULL ? "QEMU has no such disk" : obstacle(node);
 
     if (why != NULL) {
@@ -199,9 +200,9 @@ static int add_all(const json_t *devices, struct source *source,
     return 0;
 }
 
-int stock_find_disks(struct qmp *qmp, char *const *names, unsigned n_names,
-                     struct source *source, struct stock_disk **disks,
-                     struct qlb_error *err)
+int stock_find_disks(struct qmp *qmp, char *const *wanted,
+                     char *const *names, unsigned n, struct source *source,
+                     struct stock_disk **disks, struct qlb_error *err)
 {
     json_t *devices = qmp_call(qmp, "query-block", NULL, err);
     json_t *nodes = devices == NULL ? NULL
@@ -209,11 +210,13 @@ int stock_find_disks(struct qmp *qmp, char *const *names, unsigned n_names,
                                    json_pack("{s:b}", "flat", 1), err);
     int ret = nodes == NULL ? -1 : 0;
 
-    if (ret == 0 && n_names == 0) {
+    if (ret == 0 && n == 0) {
         ret = add_all(devices, source, disks, err);
     }
-    for (unsigned i = 0; ret == 0 && i < n_names; i++) {
-        ret = add_named(devices, nodes, names[i], source, disks, err);
+    for (unsigned i = 0; ret == 0 && i < n; i++) {
+        ret = add_named(devices, nodes, wanted[i],
+                        names != NULL ? names[i] : wanted[i], source, disks,
+                        err);
     }
     json_decref(devices);
     json_decref(nodes);

@@ -19,12 +19,13 @@ struct stock_disk {
     bool can_track;   /* the image's version allows for bitmaps in it */
 };
 
-/* Adds to the source the disks of these names (device, path of the device, or
- * node), or where there are none all qcow2 disks that the guest may write to;
- * with the checkpoints whose bitmaps can be trusted. disks: one for each, for
- * the caller to free, as their nodes. */
-int stock_find_disks(struct qmp *qmp, char *const *names, unsigned n_names,
-                     struct source *source, struct stock_disk **disks,
-                     struct qlb_error *err);
+/* Adds to the source these disks (device, path of the device, or node), called
+ * by these names (NULL: as they are asked for), or where there are none all
+ * qcow2 disks that the guest may write to; with the checkpoints whose bitmaps
+ * can be trusted. disks: one for each, for the caller to free, as their
+ * nodes. */
+int stock_find_disks(struct qmp *qmp, char *const *wanted,
+                     char *const *names, unsigned n, struct source *source,
+                     struct stock_disk **disks, struct qlb_error *err);
 
 #endif
