@@ -220,3 +220,50 @@ web1: 1 kept, 2 dropped (nothing was done)"
         "$abs_top_srcdir/tests/cli/vm_random_prune.py"
     expect_stderr ''
 }
+
+# again NAME COMMAND...: until the file `stop` is there; its statuses, and what
+# it said other than that it had to wait, are in NAME.statuses and NAME.errors.
+again() {
+    local name=$1
+    shift
+    while [ ! -e stop ]; do
+        status=0
+        "$@" >/dev/null 2>"$name.error" || status=$?
+        echo $status >>"$name.statuses"
+        grep -v 'try again when that has ended$' "$name.error" \
+            >>"$name.errors" || true
+    done
+}
+
+@test "backups, prunings, verifications and listings at the same time" {
+    new_disk disk.qcow2 4M
+    run_expect 0 lbvm backup -q web1 vda=disk.qcow2
+    for command in 'prune --keep-last=3' 'verify --threads=1' 'list' 'show'; do
+        again "${command%% *}" lbvm $command web1 </dev/null 3>&- &
+    done
+    for n in {1..25}; do
+        qemu_write disk.qcow2 "${n}00k" 64k "$n"
+        state[n]=$(content disk.qcow2)
+        until run -0 lbvm backup -q web1 vda=disk.qcow2; do
+            [ "$status" = 5 ]
+        done 2>/dev/null
+    done
+    touch stop
+    wait
+    for name in prune verify list show; do
+        [ ! -s $name.errors ] || fail "$name: $(cat $name.errors)"
+        grep -q '^0$' $name.statuses
+    done
+    [ "$(sort -u prune.statuses verify.statuses | grep -vx '[05]')" = '' ]
+    [ "$(sort -u list.statuses show.statuses)" = 0 ]
+    run_expect 0 lbvm prune --keep-last=3
+    vmrepo check repo
+    run_expect 0 lbvm list --json web1
+    n=23
+    for id in $(jq -r '.backups[].id' <<<"$output"); do
+        mapfile -t chain < <(vmrepo chain repo web1 "$id" vda)
+        expect_restores "${state[n]}" "${chain[@]}"
+        n=$((n + 1))
+    done
+    [ $n = 26 ]
+}

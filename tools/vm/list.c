@@ -233,31 +233,49 @@ int vm_list(int argc, char **argv)
 
 /* ---- one backup ---- */
 
-/* The archives that the disk needs, the full one first. */
+/* Whether the archives that the disk needs are there, and lead to a full one. */
+static int check_chain(const struct machine *machine,
+                       const struct manifest_disk *disk,
+                       struct qlb_error *err)
+{
+    char **paths;
+    unsigned n;
+
+    if (machine_chain(machine, disk, &paths, &n, err) < 0) {
+        return -1;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        free(paths[i]);
+    }
+    free(paths);
+    return 0;
+}
+
+static const struct manifest_disk *parent_of(const struct machine *machine,
+                                             const struct manifest_disk *disk)
+{
+    return qlb_uuid_is_zero(&disk->parent)
+               ? NULL
+               : machine_find_archive(machine, &disk->image, &disk->parent);
+}
+
+/* Of a chain that was checked: the full archive first. */
 static int list_chain(const struct machine *machine,
                       const struct manifest_disk *disk,
                       const struct manifest_disk ***chain, unsigned *n,
                       struct qlb_error *err)
 {
-    char **paths;
-
-    /* finds what is missing, and circles */
-    if (machine_chain(machine, disk, &paths, n, err) < 0) {
-        return -1;
+    *n = 0;
+    for (const struct manifest_disk *d = disk; d != NULL;
+         d = parent_of(machine, d)) {
+        ++*n;
     }
-    for (unsigned i = 0; i < *n; i++) {
-        free(paths[i]);
-    }
-    free(paths);
     *chain = calloc(*n, sizeof(**chain));
     if (*chain == NULL) {
         return qlb_fail_errno(err, ENOMEM, "%s", disk->name);
     }
-    for (unsigned i = *n; i-- > 0;) {
+    for (unsigned i = *n; i-- > 0; disk = parent_of(machine, disk)) {
         (*chain)[i] = disk;
-        if (i > 0) {
-            disk = machine_find_archive(machine, &disk->image, &disk->parent);
-        }
     }
     return 0;
 }
@@ -320,7 +338,7 @@ static void print_head(const struct manifest *manifest)
 
 static int show_backup(const struct vm_options *common,
                        const struct machine *machine,
-                       const struct manifest *manifest)
+                       const struct manifest *manifest, bool whole)
 {
     json_t *json = manifest_to_json(manifest);
     json_t *disks = json_object_get(json, "disks");
@@ -336,7 +354,8 @@ static int show_backup(const struct vm_options *common,
         unsigned n;
 
         json_object_set_new(entry, "kind", json_string(kind(disk)));
-        if (list_chain(machine, disk, &chain, &n, &err) < 0) {
+        if ((!whole && check_chain(machine, disk, &err) < 0) ||
+            list_chain(machine, disk, &chain, &n, &err) < 0) {
             status = tool_fail(NULL, &err);
             json_object_set_new(entry, "chain", json_null());
             continue;
@@ -357,6 +376,41 @@ static int show_backup(const struct vm_options *common,
     return status;
 }
 
+static bool is_whole(const struct machine *machine,
+                     const struct manifest *manifest)
+{
+    struct qlb_error ignored;
+
+    for (unsigned i = 0; i < manifest->n_disks; i++) {
+        if (check_chain(machine, &manifest->disks[i], &ignored) < 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A pruning may be at work, which changes manifests and deletes archives while
+ * they are read: what seems broken is looked at again. */
+static const struct manifest *find_whole(struct machine *machine,
+                                         const char *id, bool *whole,
+                                         struct qlb_error *err)
+{
+    const struct manifest *manifest = machine_find(machine, id, err);
+
+    *whole = false;
+    for (int tries = 0; manifest != NULL; tries++) {
+        *whole = is_whole(machine, manifest);
+        if (*whole || tries == 3) {
+            return manifest;
+        }
+        if (machine_load(machine, err) < 0) {
+            return NULL;
+        }
+        manifest = machine_find(machine, id, err);
+    }
+    return NULL;
+}
+
 int vm_show(int argc, char **argv)
 {
     struct vm_options common = { 0 };
@@ -364,6 +418,7 @@ int vm_show(int argc, char **argv)
     struct machine *machine;
     const struct manifest *manifest;
     struct qlb_error err;
+    bool whole;
     int status;
 
     parse_options(&vm_show_tool, &common, argc, argv);
@@ -373,10 +428,12 @@ int vm_show(int argc, char **argv)
     }
     status = vm_open_machine(&common, argv[optind], &repository, &machine);
     if (status == 0) {
-        manifest = machine_find(machine, argc - optind > 1 ? argv[optind + 1]
-                                                           : "latest", &err);
+        manifest = find_whole(machine, argc - optind > 1 ? argv[optind + 1]
+                                                         : "latest", &whole,
+                              &err);
         status = manifest == NULL ? tool_fail(NULL, &err)
-                                  : show_backup(&common, machine, manifest);
+                                  : show_backup(&common, machine, manifest,
+                                                whole);
     }
     machine_close(machine);
     repository_close(repository);

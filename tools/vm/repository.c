@@ -827,7 +827,9 @@ int machine_load(struct machine *machine, struct qlb_error *err)
         ret = no_memory(machine->path, err);
     }
     for (unsigned i = 0; i < n && ret == 0; i++) {
-        if (names[i][0] != '.' && has_suffix(names[i], ".json")) {
+        /* One that is written anew just now may be listed twice. */
+        if (names[i][0] != '.' && has_suffix(names[i], ".json") &&
+            (i == 0 || strcmp(names[i - 1], names[i]) != 0)) {
             char *path = join(folder, names[i]);
 
             ret = path == NULL ? no_memory(folder, err)
