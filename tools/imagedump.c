@@ -202,7 +202,12 @@ static void make_header(struct imagedump *d)
     h->time = d->time != 0 ? d->time : (uint64_t)time(NULL);
     h->set = d->set;
     h->uuid = tool_random_uuid();
-    h->image_uuid = ext != NULL ? ext->image_uuid : tool_random_uuid();
+    if (ext != NULL) {
+        h->image_uuid = ext->image_uuid;
+    } else {
+        h->image_uuid = qlb_uuid_is_zero(&d->image_uuid) ? tool_random_uuid()
+                                                         : d->image_uuid;
+    }
     if (d->incremental) {
         uint64_t smallest = UINT64_MAX;
 

@@ -15,6 +15,7 @@ struct imagedump {
     const char *path;
     bool copy;                  /* the image is left as it is */
     struct dump_request request; /* since: with DUMP_AUTO too, if not zero */
+    struct qlb_uuid image_uuid; /* where the image has none; zero: random */
     struct qlb_uuid set;        /* zero: none */
     uint64_t time;              /* seconds since 1970; 0: now */
 

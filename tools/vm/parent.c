@@ -69,7 +69,8 @@ static bool is_whole(const struct machine *machine,
 /* Looks at one entry of an earlier backup; true: it can be gone on from. */
 static bool consider(const struct machine *machine, const char *digest,
                      struct source_disk *disk,
-                     const struct manifest_disk *entry, bool *known,
+                     const struct manifest_disk *entry,
+                     const struct manifest_disk **known,
                      struct qlb_error *why)
 {
     int i = find_checkpoint(disk, &entry->checkpoint);
@@ -77,14 +78,11 @@ static bool consider(const struct machine *machine, const char *digest,
     if (i < 0 && !is_of(entry, disk)) {
         return false;
     }
-    if (qlb_uuid_is_zero(&disk->image)) {
-        disk->image = entry->image;
-    }
     if (i >= 0) {
         disk->ours[i] = true;
     }
-    if (!*known) {
-        *known = true;
+    if (*known == NULL) {
+        *known = entry;
         qlb_fail(why, QLB_E_UNTRUSTED, "the image has no checkpoint of a "
                  "backup in the repository that can be trusted");
     }
@@ -97,9 +95,8 @@ const struct manifest_disk *parent_find(const struct machine *machine,
                                         const char *digest,
                                         struct qlb_error *why)
 {
-    const struct manifest_disk *found = NULL;
+    const struct manifest_disk *found = NULL, *known = NULL;
     struct qlb_error ignored;
-    bool known = false;
 
     qlb_fail(why, QLB_E_UNTRUSTED, "the repository has no backup of this disk "
              "yet");
@@ -114,6 +111,10 @@ const struct manifest_disk *parent_find(const struct machine *machine,
                 found = entry;
             }
         }
+    }
+    /* Archives of a chain are of one image. */
+    if (qlb_uuid_is_zero(&disk->image) && known != NULL) {
+        disk->image = found != NULL ? found->image : known->image;
     }
     return found;
 }

@@ -85,6 +85,7 @@ static int open_disk(struct images *images, unsigned i,
     dump->request.mode = qlb_uuid_is_zero(&disk->since) ? DUMP_FULL
                                                         : DUMP_AUTO;
     dump->request.since = disk->since;
+    dump->image_uuid = disk->image;
     dump->set = images->source.set;
     dump->time = images->source.time;
     dump->archive.path = disk->output;
