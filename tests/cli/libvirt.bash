@@ -58,15 +58,16 @@ virsh_() {
     virsh -q -c "$uri" "$@"
 }
 
-# define NAME DEVICE...: a domain without KVM, with these devices in XML.
+# define NAME DEVICE...: a domain without KVM, with these devices in XML, and with
+# $memory MiB; $boot is XML of what it boots.
 define() {
     local name=$1
     shift
     cat >"$name.xml" <<END
 <domain type='qemu'>
   <name>$name</name>
-  <memory unit='MiB'>32</memory>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <memory unit='MiB'>${memory:-32}</memory>
+  <os><type arch='x86_64' machine='pc'>hvm</type>${boot:-}</os>
   <devices>
     <emulator>$(command -v qemu-system-x86_64)</emulator>
     <controller type='usb' model='none'/>

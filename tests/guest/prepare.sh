@@ -1,11 +1,12 @@
 #!/bin/bash
 # Makes a guest: DIR/vmlinuz, a kernel of the distribution, DIR/initrd, the
-# modules that it needs to see a virtio disk, and DIR/initrd.ext4, these and what
-# it needs to mount ext4. The program that runs as its init is added by others.
+# modules that it needs to see a virtio disk, DIR/initrd.ext4, these and what it
+# needs to mount ext4, DIR/initrd.agent, these and a channel to an agent, and
+# DIR/qemu-ga, QEMU's agent. The program that runs as its init is added by others.
 #
 #     prepare.sh DIR
 #
-# The package is downloaded and unpacked, not installed: nothing outside of DIR
+# Packages are downloaded and unpacked, not installed: nothing outside of DIR
 # changes. Where DIR is complete there is nothing to do, and no network needed.
 #
 # Copyright (C) 2026 The qcow2 livebackup authors
@@ -18,6 +19,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 packages=(linux-image-cloud-amd64 linux-image-amd64)
 modules=(virtio_pci virtio_blk)
 modules_ext4=("${modules[@]}" 'crc32c_generic?' ext4)
+modules_agent=("${modules_ext4[@]}" 'virtio_console?')
 
 die() {
     printf 'prepare.sh: %s\n' "$*" >&2
@@ -27,8 +29,8 @@ die() {
 [ "$#" -eq 1 ] || die "usage: prepare.sh DIR"
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-# initrd.ext4 is the last to appear
-if [ -s "$dir/vmlinuz" ] && [ -s "$dir/initrd.ext4" ]; then
+# qemu-ga is the last to appear
+if [ -s "$dir/vmlinuz" ] && [ -s "$dir/qemu-ga" ]; then
     exit 0
 fi
 for tool in apt-get dpkg python3; do
@@ -52,7 +54,7 @@ kernel_of() {
         sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p' | head -n 1
 }
 
-download() {
+download_kernel() {
     local meta kernel
     for meta in "${packages[@]}"; do
         kernel=$(kernel_of "$meta") || continue
@@ -65,6 +67,11 @@ download() {
     return 1
 }
 
+download() {
+    download_kernel &&
+        (cd "$work/deb" && apt-get "${options[@]}" download qemu-guest-agent)
+}
+
 if ! download >"$work/log" 2>&1; then
     # No lists, or of another day: fresh ones, for this download alone.
     options+=(-o "Dir::State::lists=$work/state/lists"
@@ -72,14 +79,20 @@ if ! download >"$work/log" 2>&1; then
     if ! { apt-get "${options[@]}" update && download; } >>"$work/log" 2>&1
     then
         cat "$work/log" >&2
-        die "can't download a kernel: ${packages[*]}"
+        die "can't download a kernel (${packages[*]}) and qemu-guest-agent"
     fi
 fi
 
-dpkg -x "$work"/deb/*.deb "$work/tree"
+for package in "$work"/deb/*.deb; do
+    dpkg -x "$package" "$work/tree"
+done
 python3 -B "$here/initrd.py" "$work/tree" "$work/initrd" "${modules[@]}"
 python3 -B "$here/initrd.py" "$work/tree" "$work/initrd.ext4" \
     "${modules_ext4[@]}"
+python3 -B "$here/initrd.py" "$work/tree" "$work/initrd.agent" \
+    "${modules_agent[@]}"
 mv "$work"/tree/boot/vmlinuz-* "$dir/vmlinuz"
 mv "$work/initrd" "$dir/initrd"
 mv "$work/initrd.ext4" "$dir/initrd.ext4"
+mv "$work/initrd.agent" "$dir/initrd.agent"
+mv "$work/tree/usr/sbin/qemu-ga" "$dir/qemu-ga"
