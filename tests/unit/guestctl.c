@@ -7,7 +7,7 @@
  *     guestctl has URI DOMAIN COMMAND
  *     guestctl quiesce require|try LIMIT PATIENCE SOCKET
  *     guestctl quiesce require|try LIMIT PATIENCE URI DOMAIN
- *         says "frozen" or "not frozen", waits for a line, says "kept" or why not
+ *         says "frozen" or "not frozen", waits for a line, says "kept" or why
  *     guestctl hooks MACHINE LIMIT STATUS COMMAND
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -137,17 +137,10 @@ static int run_domain(int argc, char **argv, struct qlb_error *err)
     return ret;
 }
 
-static int run_quiesce(int argc, char **argv, struct qlb_error *err)
+static int freeze_and_thaw(const struct quiesce_options *options,
+                           struct qlb_error *err)
 {
-    struct quiesce_options options = {
-        .policy = strcmp(argv[2], "try") == 0 ? QUIESCE_TRY : QUIESCE_REQUIRE,
-        .limit = (unsigned)atoi(argv[3]),
-        .patience = (unsigned)atoi(argv[4]),
-        .agent = argc == 6 ? argv[5] : NULL,
-        .uri = argc == 6 ? NULL : argv[5],
-        .domain = argc == 6 ? NULL : argv[6],
-    };
-    struct quiesce *quiesce = quiesce_begin(&options, err);
+    struct quiesce *quiesce = quiesce_begin(options, err);
     bool kept;
 
     if (quiesce == NULL) {
@@ -162,6 +155,46 @@ static int run_quiesce(int argc, char **argv, struct qlb_error *err)
     }
     puts(kept ? "kept" : err->message);
     return 0;
+}
+
+static int ask_status(struct qmp *qmp, struct qlb_error *err)
+{
+    json_t *answer = qmp_call(qmp, "query-status", NULL, err);
+
+    json_decref(answer);
+    return answer == NULL ? -1 : 0;
+}
+
+/* As lbvm does: its connection is there, and in use, before and after. */
+static int quiesce_domain(const struct quiesce_options *options,
+                          struct qlb_error *err)
+{
+    struct domain *domain = domain_open(options->uri, options->domain, err);
+    struct qmp *qmp = domain == NULL ? NULL : domain_qmp(domain, err);
+    int ret = -1;
+
+    if (qmp != NULL && ask_status(qmp, err) == 0 &&
+        freeze_and_thaw(options, err) == 0) {
+        ret = ask_status(qmp, err);
+    }
+    qmp_close(qmp);
+    domain_close(domain);
+    return ret;
+}
+
+static int run_quiesce(int argc, char **argv, struct qlb_error *err)
+{
+    struct quiesce_options options = {
+        .policy = strcmp(argv[2], "try") == 0 ? QUIESCE_TRY : QUIESCE_REQUIRE,
+        .limit = (unsigned)atoi(argv[3]),
+        .patience = (unsigned)atoi(argv[4]),
+        .agent = argc == 6 ? argv[5] : NULL,
+        .uri = argc == 6 ? NULL : argv[5],
+        .domain = argc == 6 ? NULL : argv[6],
+    };
+
+    return argc == 6 ? freeze_and_thaw(&options, err)
+                     : quiesce_domain(&options, err);
 }
 
 static int run_hooks(char **argv, struct qlb_error *err)

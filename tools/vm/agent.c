@@ -1,6 +1,6 @@
 /* A client of the QEMU guest agent.
  *
- * Both sides send JSON objects, one a line. The channel has no connections: what
+ * Both sides send JSON objects, one a line. A channel has no connections: what
  * comes out of it first may be the rest of an answer to somebody else. So a
  * synchronisation sends a number that is new, and waits for it; in front of the
  * answer is a byte that is in no JSON, 0xFF, and one before the request clears

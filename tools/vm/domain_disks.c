@@ -202,8 +202,8 @@ static const char *node_of_device(const json_t *blocks, const char *alias)
     return NULL;
 }
 
-/* By the name that libvirt gives it; by the file, which QEMU does not tell where
- * the image has a backing file that it was not told by the image. */
+/* By the name that libvirt gives it; by the file, which QEMU doesn't tell of an
+ * image that was given its backing file by name. */
 static const char *node_below(const json_t *nodes,
                               const struct described_disk *disk)
 {

@@ -12,8 +12,8 @@
 struct qmp *domain_qmp_new(virDomainPtr handle, const char *name,
                            struct qlb_error *err);
 
-/* What libvirt says of the failure of its last call in this thread, made fit for
- * one line; name: what it begins with. Also a call that only asks for a name
+/* What libvirt says of the failure of its last call in this thread, fit for one
+ * line; name: what it begins with. Also a call that only asks for a name
  * counts as the last. Returns -1. */
 int domain_fail(struct qlb_error *err, const char *name);
 
