@@ -33,9 +33,9 @@ start() {
         -chardev socket,id=m1,path=s/second,server=on,wait=off \
         -mon chardev=m1,mode=control -object iothread,id=io \
         -drive if=none,id=vda,format=qcow2,file="$PWD/vda.qcow2" \
-        -device virtio-blk-pci,drive=vda,share-rw=on \
+        -device virtio-blk-pci,drive=vda,share-rw=on,id=dev-vda \
         -blockdev driver=qcow2,node-name=vdb,file.driver=file,file.filename="$PWD/vdb.qcow2" \
-        -device virtio-blk-pci,drive=vdb,iothread=io,share-rw=on \
+        -device virtio-blk-pci,drive=vdb,iothread=io,share-rw=on,id=dev-vdb \
         >qemu.out 2>&1 </dev/null 3>&- 4>&- &
     echo $! >pid
     for ((i = 0; i < 400; i++)); do
@@ -74,7 +74,7 @@ with socket.socket(socket.AF_UNIX) as s:
 # guest DISK COMMAND: a command of qemu-io; and on the model of the disk.
 guest() {
     local answer
-    answer=$(monitor "$(jq -nc --arg line "qemu-io $1 \"$2\"" \
+    answer=$(monitor "$(jq -nc --arg line "qemu-io -d /machine/peripheral/dev-$1/virtio-backend \"$2\"" \
         '{execute: "human-monitor-command", arguments: {"command-line": $line}}')" |
         tail -n 1)
     [ "$(jq -r .return <<<"$answer")" = '' ] || fail "$2: $answer"
@@ -246,11 +246,16 @@ bitmaps() {
     wait $lbvm || status=$?
     [ $status = 1 ] || fail "$(cat log)"
     [ "$(lbvm list --json web1 | jq '.backups | length')" = 1 ]
+    rm pid
+    # what QEMU had not written yet is lost
+    for disk in vda vdb; do
+        qemu-img convert -f qcow2 -O raw $disk.qcow2 $disk.then
+    done
     start
     backup
     [ "$(kinds)" = 'full full' ]
-    expect_disk vda
-    expect_disk vdb
+    expect_disk vda vda.then
+    expect_disk vdb vdb.then
     [ "$(find . -name '.lbvm*')" = '' ]
 }
 
@@ -261,7 +266,7 @@ bitmaps() {
     lbvm backup --full web1 --qmp=s/qmp --rate-limit=1M >log 2>&1 3>&- 4>&- &
     lbvm=$!
     until_begun
-    LBVM_REPOSITORY=other run_expect 5 lbvm backup web1 --qmp=s/qmp
+    LBVM_REPOSITORY=other run_expect 5 lbvm backup web1 --qmp=s/second
     expect_stderr 'lbvm: clearing what a backup has left: another lbvm is backing up this machine; try again when that has ended'
     kill -KILL $lbvm
     wait $lbvm || true
