@@ -19,5 +19,9 @@ extern const struct tool vm_verify_tool;
 int vm_verify(int argc, char **argv);
 extern const struct tool vm_prune_tool;
 int vm_prune(int argc, char **argv);
+extern const struct tool vm_restore_tool;
+int vm_restore(int argc, char **argv);
+extern const struct tool vm_export_tool;
+int vm_export(int argc, char **argv);
 
 #endif

@@ -19,6 +19,8 @@ static const struct {
     { &vm_show_tool, vm_show },
     { &vm_verify_tool, vm_verify },
     { &vm_prune_tool, vm_prune },
+    { &vm_restore_tool, vm_restore },
+    { &vm_export_tool, vm_export },
 };
 
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -31,7 +33,9 @@ static const struct tool lbvm_tool = {
                 "  list      list machines, or the backups of one\n"
                 "  show      tell all about a backup\n"
                 "  verify    check the archives\n"
-                "  prune     keep some backups, drop the others\n",
+                "  prune     keep some backups, drop the others\n"
+                "  restore   restore the disks of a machine\n"
+                "  export    write one disk to a file or a pipe\n",
     .summary = "Backs up whole machines to a repository, and restores them. "
                "'lbvm COMMAND --help'\ntells more.",
     .options = plain_options,

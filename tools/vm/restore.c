@@ -1,0 +1,666 @@
+/* lbvm restore: the disks of a machine as they were at one point in time.
+ *
+ * The order: all chains are opened, and the outputs named; then the outputs are
+ * opened, under temporary names; then all disks are restored; and when all are
+ * whole they get their names, and last the definition. What a kill leaves is
+ * temporary files, or, among the last steps, some of the disks, whole.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "chain_job.h"
+#include "parallel.h"
+#include "restore_chain.h"
+#include "vm/commands.h"
+#include "vm/restorable.h"
+
+enum {
+    OPT_AT = TOOL_OPT_LONG, OPT_DISK, OPT_IN_PLACE, OPT_FORMAT, OPT_FORCE,
+    OPT_NO_DEFINITION, OPT_THREADS, OPT_RATE_LIMIT, OPT_PROGRESS,
+};
+
+static const struct tool_option options[] = {
+    VM_REPOSITORY_OPTION,
+    { "at", OPT_AT, "TIME", "the newest backup of that time or before it" },
+    { "disk", OPT_DISK, "NAME", "that disk (default: all; may be repeated)" },
+    { "output", 'o', "FOLDER", "restore to files in that folder" },
+    { "in-original-place", OPT_IN_PLACE, NULL,
+      "restore each disk to where its image was" },
+    { "format", OPT_FORMAT, "FORMAT", "qcow2 (default) or raw" },
+    { "force", OPT_FORCE, NULL, "replace files that exist" },
+    { "no-definition", OPT_NO_DEFINITION, NULL,
+      "restore the disks without the machine's definition" },
+    { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
+    { "rate-limit", OPT_RATE_LIMIT, "RATE",
+      "write at most RATE bytes per second (as 50M)" },
+    { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
+    { "quiet", 'q', NULL, "show neither progress nor what was done" },
+    VM_JSON_OPTION,
+    TOOL_COMMON_OPTIONS
+};
+
+const struct tool vm_restore_tool = {
+    .name = "lbvm restore",
+    .synopsis = "[OPTION]... -o FOLDER MACHINE [ID]\n"
+                "       lbvm restore [OPTION]... --in-original-place MACHINE "
+                "[ID]",
+    .summary = "Restores the disks of a machine, and its definition, from a "
+               "backup: the newest\nunless its ID is given (its start is "
+               "enough), or --at.",
+    .options = options,
+};
+
+/* A disk, and where it goes. */
+struct target {
+    const struct manifest_disk *disk;
+    char *path;
+    struct restore *restore;
+};
+
+struct vm_restore {
+    /* asked for */
+    struct restorable from;
+    char **names; /* --disk */
+    unsigned n_names;
+    const char *folder;
+    bool in_place, force, quiet, no_definition;
+    enum restore_format format;
+    unsigned threads;
+    struct tool_rate rate;
+    enum tool_progress_mode progress;
+
+    struct target *targets;
+    unsigned n_targets;
+    uint64_t expected; /* bytes of data */
+    bool made_folder;
+    char *definition;      /* the path that it gets; NULL: none is restored */
+    char *definition_text;
+    size_t definition_size;
+    struct qlb_outfile *definition_out;
+
+    struct restore_meter meter;
+    struct qlb_error failure; /* the first one, where meter.abandoned */
+};
+
+static int no_memory(struct qlb_error *err)
+{
+    return qlb_fail_errno(err, ENOMEM, "restoring");
+}
+
+/* ---- where to ---- */
+
+/* The recorded file's name in its folder; NULL where it is none. */
+static const char *base_name(const struct manifest_disk *disk)
+{
+    const char *slash = strrchr(disk->filename, '/');
+    const char *name = slash == NULL ? disk->filename : slash + 1;
+
+    return *name == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0
+               ? NULL : name;
+}
+
+/* Among all disks of the backup: a disk has the same name whichever others are
+ * restored with it. */
+static bool is_unique(const struct manifest *manifest,
+                      const struct manifest_disk *disk)
+{
+    for (unsigned i = 0; i < manifest->n_disks; i++) {
+        const struct manifest_disk *other = &manifest->disks[i];
+        const char *name = base_name(other);
+
+        if (other != disk && name != NULL &&
+            strcmp(name, base_name(disk)) == 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* "NAME.qcow2", with what can't be in the name of a file replaced. */
+static char *name_of_disk(const struct vm_restore *r,
+                          const struct manifest_disk *disk)
+{
+    char *name;
+
+    if (asprintf(&name, "%.200s.%s", disk->name,
+                 restore_format_name(r->format)) < 0) {
+        return NULL;
+    }
+    for (char *c = name; *c != '\0'; c++) {
+        if (*c == '/' || (c == name && *c == '.')) {
+            *c = '_';
+        }
+    }
+    return name;
+}
+
+static char *in_folder(const char *folder, const char *name)
+{
+    size_t len = strlen(folder);
+    char *path;
+
+    while (len > 0 && folder[len - 1] == '/') {
+        len--;
+    }
+    return asprintf(&path, "%.*s/%s", (int)len, folder, name) < 0 ? NULL
+                                                                  : path;
+}
+
+static int name_in_folder(const struct vm_restore *r, struct target *target,
+                          struct qlb_error *err)
+{
+    const char *base = base_name(target->disk);
+    char *own = NULL;
+
+    if (base == NULL || !is_unique(r->from.manifest, target->disk)) {
+        base = own = name_of_disk(r, target->disk);
+    }
+    target->path = base == NULL ? NULL : in_folder(r->folder, base);
+    free(own);
+    return target->path == NULL ? no_memory(err) : 0;
+}
+
+static int name_in_place(struct target *target, struct qlb_error *err)
+{
+    const struct manifest_disk *disk = target->disk;
+
+    if (disk->filename[0] != '/' || base_name(disk) == NULL) {
+        return qlb_fail(err, QLB_E_RUNTIME, "disk '%s': where it was, '%s', "
+                        "is no path of a file; use -o FOLDER", disk->name,
+                        disk->filename);
+    }
+    target->path = strdup(disk->filename);
+    return target->path == NULL ? no_memory(err) : 0;
+}
+
+static int check_free(const struct vm_restore *r, const char *path,
+                      struct qlb_error *err)
+{
+    struct stat st;
+
+    if (!r->force && lstat(path, &st) == 0) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: already exists; --force "
+                        "replaces it", path);
+    }
+    return 0;
+}
+
+/* Two disks in one file, or a disk in the definition's. */
+static int check_distinct(const struct vm_restore *r, unsigned n,
+                          struct qlb_error *err)
+{
+    const struct target *target = &r->targets[n];
+
+    for (unsigned i = 0; i < n; i++) {
+        if (strcmp(r->targets[i].path, target->path) == 0) {
+            return qlb_fail(err, QLB_E_RUNTIME, "%s: would be both disk '%s' "
+                            "and disk '%s'; restore them one by one, with "
+                            "--disk", target->path, r->targets[i].disk->name,
+                            target->disk->name);
+        }
+    }
+    if (r->definition != NULL && strcmp(r->definition, target->path) == 0) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: would be both disk '%s' and "
+                        "the definition; use --no-definition", target->path,
+                        target->disk->name);
+    }
+    return 0;
+}
+
+static int name_targets(struct vm_restore *r, struct qlb_error *err)
+{
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        struct target *target = &r->targets[i];
+
+        if ((r->in_place ? name_in_place(target, err)
+                         : name_in_folder(r, target, err)) < 0 ||
+            check_distinct(r, i, err) < 0 ||
+            check_free(r, target->path, err) < 0) {
+            return -1;
+        }
+    }
+    return r->definition == NULL ? 0 : check_free(r, r->definition, err);
+}
+
+/* ---- the definition ---- */
+
+static int read_definition(struct vm_restore *r, const char *path,
+                           struct qlb_error *err)
+{
+    enum { LARGEST = 64 << 20 };
+    FILE *file = fopen(path, "re");
+    struct stat st;
+    int ret = 0;
+
+    if (file == NULL && errno == ENOENT) {
+        return qlb_fail(err, QLB_E_DAMAGED, "%s: the machine's definition is "
+                        "missing; --no-definition restores the disks without "
+                        "it", path);
+    }
+    if (file == NULL || fstat(fileno(file), &st) < 0) {
+        ret = qlb_fail_errno(err, errno, "%s", path);
+    } else if (!S_ISREG(st.st_mode) || st.st_size > LARGEST) {
+        ret = qlb_fail(err, QLB_E_DAMAGED, "%s: is no file, or too large",
+                       path);
+    } else {
+        r->definition_size = (size_t)st.st_size;
+        r->definition_text = malloc(r->definition_size + 1);
+        if (r->definition_text == NULL) {
+            ret = no_memory(err);
+        } else if (fread(r->definition_text, 1, r->definition_size, file) !=
+                   r->definition_size) {
+            ret = qlb_fail_errno(err, EIO, "%s: reading", path);
+        }
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    return ret;
+}
+
+/* It goes beside the disks; where each goes to its own place, nowhere. */
+static int find_definition(struct vm_restore *r, struct qlb_error *err)
+{
+    const char *object = r->from.manifest->definition;
+    const char *type;
+    char *path, *name;
+    int ret;
+
+    if (object == NULL || r->in_place || r->no_definition) {
+        return 0;
+    }
+    type = strrchr(object, '.');
+    if (asprintf(&name, "%s%s", r->from.name, type == NULL ? "" : type) < 0) {
+        return no_memory(err);
+    }
+    r->definition = in_folder(r->folder, name);
+    free(name);
+    path = machine_object_path(r->from.machine, object);
+    ret = r->definition == NULL || path == NULL
+              ? no_memory(err) : read_definition(r, path, err);
+    free(path);
+    return ret;
+}
+
+/* ---- before anything is written ---- */
+
+static int choose_disks(struct vm_restore *r, struct qlb_error *err)
+{
+    const struct manifest *manifest = r->from.manifest;
+
+    r->n_targets = r->n_names > 0 ? r->n_names : manifest->n_disks;
+    r->targets = calloc(r->n_targets, sizeof(*r->targets));
+    if (r->targets == NULL) {
+        r->n_targets = 0;
+        return no_memory(err);
+    }
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        r->targets[i].disk = r->n_names == 0
+            ? &manifest->disks[i]
+            : restorable_disk(&r->from, r->names[i], err);
+        if (r->targets[i].disk == NULL) {
+            return -1;
+        }
+        for (unsigned k = 0; k < i; k++) {
+            if (r->targets[k].disk == r->targets[i].disk) {
+                return qlb_fail(err, QLB_E_USAGE, "disk '%s' is named twice",
+                                r->targets[i].disk->name);
+            }
+        }
+    }
+    return 0;
+}
+
+static unsigned disks_at_once(const struct vm_restore *r)
+{
+    return r->threads < r->n_targets ? r->threads : r->n_targets;
+}
+
+static int open_chains(struct vm_restore *r, struct qlb_error *err)
+{
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        struct target *target = &r->targets[i];
+        struct restore_options wanted = {
+            .output = target->path,
+            .format = r->format,
+            .force = r->force,
+            .threads = r->threads / disks_at_once(r),
+        };
+        struct qlb_chain *chain = restorable_chain(&r->from, target->disk,
+                                                   err);
+
+        if (chain == NULL) {
+            return -1;
+        }
+        target->restore = restore_new(&wanted, err);
+        if (target->restore == NULL) {
+            qlb_chain_close(chain);
+            return -1;
+        }
+        r->expected += chain_data_bytes(chain);
+        restore_take_chain(target->restore, chain);
+    }
+    return 0;
+}
+
+/* ---- writing ---- */
+
+static int make_folder(struct vm_restore *r, struct qlb_error *err)
+{
+    struct stat st;
+
+    if (r->in_place) {
+        return 0;
+    }
+    if (mkdir(r->folder, 0777) == 0) {
+        r->made_folder = true;
+        return 0;
+    }
+    if (errno != EEXIST || stat(r->folder, &st) < 0) {
+        return qlb_fail_errno(err, errno, "%s", r->folder);
+    }
+    return S_ISDIR(st.st_mode) ? 0
+                               : qlb_fail_errno(err, ENOTDIR, "%s", r->folder);
+}
+
+static int open_outputs(struct vm_restore *r, struct qlb_error *err)
+{
+    if (make_folder(r, err) < 0) {
+        return -1;
+    }
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        if (restore_open_output(r->targets[i].restore, err) < 0) {
+            return -1;
+        }
+    }
+    if (r->definition == NULL) {
+        return 0;
+    }
+    r->definition_out = qlb_outfile_create(r->definition,
+                                           r->force ? QLB_OUTFILE_FORCE : 0,
+                                           err);
+    return r->definition_out == NULL
+               ? -1 : qlb_outfile_write(r->definition_out, r->definition_text,
+                                        r->definition_size, err);
+}
+
+/* The first to fail ends the others, whose "interrupted" says nothing. */
+static int restore_one(void *opaque, unsigned i, struct qlb_error *err)
+{
+    struct vm_restore *r = opaque;
+    struct target *target = &r->targets[i];
+
+    if (restore_run(target->restore, &r->meter, err) == 0) {
+        return 0;
+    }
+    qlb_error_prefix(err, "disk '%s'", target->disk->name);
+    pthread_mutex_lock(&r->meter.lock);
+    if (!r->meter.abandoned) {
+        r->meter.abandoned = true;
+        r->failure = *err;
+    }
+    pthread_mutex_unlock(&r->meter.lock);
+    return -1;
+}
+
+static int restore_all(struct vm_restore *r, struct qlb_error *err)
+{
+    int ret;
+
+    restore_meter_begin(&r->meter, &r->rate, r->progress, r->expected);
+    ret = parallel_run(r->n_targets, disks_at_once(r), restore_one, r, NULL,
+                       err);
+    restore_meter_end(&r->meter);
+    if (ret < 0 && r->meter.abandoned) {
+        *err = r->failure;
+    }
+    return ret;
+}
+
+static int sync_parent(const char *folder, struct qlb_error *err)
+{
+    char *parent = in_folder(folder, "..");
+    int fd = parent == NULL ? -1 : open(parent, O_RDONLY | O_DIRECTORY |
+                                                O_CLOEXEC);
+    int ret = fd < 0 || fsync(fd) < 0
+                  ? qlb_fail_errno(err, errno, "%s: syncing the folder that "
+                                   "it is in", folder)
+                  : 0;
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    free(parent);
+    return ret;
+}
+
+/* From here on names appear. */
+static int commit_all(struct vm_restore *r, struct qlb_error *err)
+{
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        if (restore_commit(r->targets[i].restore, err) < 0) {
+            return -1;
+        }
+    }
+    if (r->definition_out != NULL &&
+        qlb_outfile_commit(r->definition_out, err) < 0) {
+        return -1;
+    }
+    return r->made_folder ? sync_parent(r->folder, err) : 0;
+}
+
+static int restore(struct vm_restore *r, struct qlb_error *err)
+{
+    if (choose_disks(r, err) < 0 || find_definition(r, err) < 0 ||
+        name_targets(r, err) < 0 || open_chains(r, err) < 0 ||
+        open_outputs(r, err) < 0 || restore_all(r, err) < 0) {
+        return -1;
+    }
+    return commit_all(r, err);
+}
+
+/* ---- what is told ---- */
+
+static uint64_t bytes_of(const struct vm_restore *r)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        bytes += restore_bytes(r->targets[i].restore);
+    }
+    return bytes;
+}
+
+static void report(const struct vm_restore *r)
+{
+    char size[16];
+
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        printf("%s: %s: %s\n", r->from.name, r->targets[i].disk->name,
+               r->targets[i].path);
+    }
+    if (r->definition != NULL) {
+        printf("%s: definition: %s\n", r->from.name, r->definition);
+    }
+    printf("%s: %s: %u disk%s restored, %s\n", r->from.name,
+           r->from.manifest->id, r->n_targets, r->n_targets == 1 ? "" : "s",
+           tool_format_size(bytes_of(r), size));
+}
+
+static json_t *target_to_json(const struct target *target)
+{
+    const struct qlb_lbz_header *header = restore_header(target->restore);
+    json_t *json = json_object();
+
+    json_object_set_new(json, "name", json_string(target->disk->name));
+    json_object_set_new(json, "file", json_string(target->path));
+    json_object_set_new(json, "format",
+        json_string(restore_format_name(restore_format(target->restore))));
+    json_object_set_new(json, "checkpoint", tool_json_uuid(&header->uuid));
+    json_object_set_new(json, "size",
+                        json_integer((json_int_t)header->virtual_size));
+    json_object_set_new(json, "data_bytes",
+        json_integer((json_int_t)restore_bytes(target->restore)));
+    return json;
+}
+
+static int print_json(const struct vm_restore *r)
+{
+    const struct manifest *manifest = r->from.manifest;
+    json_t *json = json_object(), *disks = json_array();
+
+    json_object_set_new(json, "machine", json_string(r->from.name));
+    json_object_set_new(json, "id", json_string(manifest->id));
+    json_object_set_new(json, "time",
+                        json_integer((json_int_t)manifest->time));
+    json_object_set_new(json, "definition", r->definition == NULL
+                                                ? json_null()
+                                                : json_string(r->definition));
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        json_array_append_new(disks, target_to_json(&r->targets[i]));
+    }
+    json_object_set_new(json, "disks", disks);
+    return tool_print_json(json, false) < 0 ? QLB_E_RUNTIME : 0;
+}
+
+static int print_result(const struct vm_restore *r)
+{
+    if (r->from.common.json) {
+        return print_json(r);
+    }
+    if (!r->quiet) {
+        report(r);
+    }
+    return tool_flush_stdout();
+}
+
+/* done: names have appeared. */
+static void release(struct vm_restore *r, bool done)
+{
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        restore_free(r->targets[i].restore);
+        free(r->targets[i].path);
+    }
+    qlb_outfile_close(r->definition_out);
+    if (r->made_folder && !done) {
+        rmdir(r->folder); /* only if it is empty */
+    }
+    free(r->targets);
+    free(r->definition);
+    free(r->definition_text);
+    free(r->names);
+    restorable_close(&r->from);
+}
+
+/* ---- options ---- */
+
+static void add_disk(struct vm_restore *r, char *name)
+{
+    char **names = realloc(r->names, (r->n_names + 1) * sizeof(*names));
+
+    if (names == NULL) {
+        tool_message("%s", strerror(ENOMEM));
+        exit(QLB_E_RUNTIME);
+    }
+    r->names = names;
+    names[r->n_names++] = name;
+}
+
+static void parse_work_option(struct vm_restore *r, int option)
+{
+    switch (option) {
+    case OPT_THREADS:
+        r->threads = tool_parse_number(optarg, "--threads", 1, 256);
+        break;
+    case OPT_RATE_LIMIT:
+        r->rate.bytes_per_second = tool_parse_size(optarg, "--rate-limit");
+        break;
+    case OPT_PROGRESS:
+        r->progress = PROGRESS_ON;
+        break;
+    case 'q':
+        r->quiet = true;
+        r->progress = PROGRESS_OFF;
+        break;
+    }
+}
+
+static void parse_option(struct vm_restore *r, int option)
+{
+    switch (option) {
+    case OPT_AT:
+        r->from.has_at = true;
+        r->from.at = vm_parse_time(optarg, "--at");
+        break;
+    case OPT_DISK:
+        add_disk(r, optarg);
+        break;
+    case 'o':
+        r->folder = optarg;
+        break;
+    case OPT_IN_PLACE:
+        r->in_place = true;
+        break;
+    case OPT_FORMAT:
+        r->format = restore_parse_format(optarg);
+        break;
+    case OPT_FORCE:
+        r->force = true;
+        break;
+    case OPT_NO_DEFINITION:
+        r->no_definition = true;
+        break;
+    default:
+        if (!vm_take_option(&r->from.common, option)) {
+            parse_work_option(r, option);
+        }
+    }
+}
+
+static void parse_options(struct vm_restore *r, int argc, char **argv)
+{
+    int option;
+
+    while ((option = tool_getopt(&vm_restore_tool, argc, argv)) != -1) {
+        parse_option(r, option);
+    }
+    restorable_parse(&r->from, argc, argv);
+    if ((r->folder != NULL) == r->in_place) {
+        tool_usage(r->in_place ? "-o and --in-original-place are not wanted "
+                                 "both"
+                               : "-o FOLDER or --in-original-place is wanted");
+    }
+    if (r->folder != NULL && *r->folder == '\0') {
+        tool_usage("-o: '' is no folder");
+    }
+}
+
+int vm_restore(int argc, char **argv)
+{
+    struct vm_restore r = {
+        .format = RESTORE_QCOW2,
+        .threads = tool_default_threads(),
+    };
+    struct qlb_error err;
+    int status;
+    bool done = false;
+
+    parse_options(&r, argc, argv);
+    status = restorable_open(&r.from);
+    if (status == 0 && restore(&r, &err) < 0) {
+        status = tool_fail(NULL, &err);
+        restorable_hint(&r.from, status);
+    } else if (status == 0) {
+        done = true;
+        status = print_result(&r);
+    }
+    release(&r, done);
+    return status;
+}
