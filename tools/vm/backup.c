@@ -20,6 +20,7 @@
 #include "vm/hooks.h"
 #include "vm/options.h"
 #include "vm/parent.h"
+#include "vm/outcome.h"
 #include "vm/quiesce.h"
 
 enum {
@@ -60,6 +61,7 @@ static const struct tool_option command_options[] = {
       "read at most RATE bytes per second (as 50M)" },
     { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
     { "quiet", 'q', NULL, "show neither progress nor notes" },
+    VM_METRICS_OPTION,
     VM_JSON_OPTION,
     TOOL_COMMON_OPTIONS
 };
@@ -622,6 +624,7 @@ static void parse_options(struct options *options, int argc, char **argv)
 /* One machine: an exit status. */
 static int back_up(struct backup *backup)
 {
+    double begun = tool_clock();
     struct qlb_error err;
     int status = 0;
 
@@ -638,6 +641,8 @@ static int back_up(struct backup *backup)
     if (backup->manifest != NULL && status == 0) {
         status = print_result(backup);
     }
+    status = outcome_note(&backup->common, METRICS_BACKUP, backup->name,
+                          backup->machine, backup->manifest, begun, status);
     release(backup);
     return status;
 }

@@ -18,9 +18,22 @@ bool vm_take_option(struct vm_options *options, int option)
     case VM_OPT_JSON:
         options->json = true;
         return true;
+    case VM_OPT_METRICS:
+        options->metrics = optarg;
+        return true;
     default:
         return false;
     }
+}
+
+const char *vm_metrics(const struct vm_options *options)
+{
+    const char *path = options->metrics;
+
+    if (path == NULL) {
+        path = getenv("LBVM_METRICS");
+    }
+    return path == NULL || *path == '\0' ? NULL : path;
 }
 
 const char *vm_repository(const struct vm_options *options)

@@ -7,16 +7,21 @@
 
 #include "vm/repository.h"
 
-enum { VM_OPT_REPOSITORY = TOOL_OPT_LONG + 0x800, VM_OPT_JSON };
+enum { VM_OPT_REPOSITORY = TOOL_OPT_LONG + 0x800, VM_OPT_JSON,
+       VM_OPT_METRICS };
 
 #define VM_REPOSITORY_OPTION                                                 \
     { "repository", VM_OPT_REPOSITORY, "FOLDER",                             \
       "where the backups are (default: $LBVM_REPOSITORY)" }
 #define VM_JSON_OPTION                                                       \
     { "json", VM_OPT_JSON, NULL, "print the result as JSON" }
+#define VM_METRICS_OPTION                                                    \
+    { "metrics", VM_OPT_METRICS, "FILE",                                     \
+      "tell Prometheus how it ended (default: $LBVM_METRICS)" }
 
 struct vm_options {
     const char *repository; /* NULL: not given */
+    const char *metrics;    /* NULL: not given */
     bool json;
 };
 
@@ -25,6 +30,9 @@ bool vm_take_option(struct vm_options *options, int option);
 
 /* The repository of the option or the environment, else a usage error. */
 const char *vm_repository(const struct vm_options *options);
+
+/* The file of the option or the environment; NULL: none. */
+const char *vm_metrics(const struct vm_options *options);
 
 /* Opens that repository, and the machine in it, with its manifests. Returns
  * an exit status; the message is out then. */

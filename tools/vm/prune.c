@@ -21,6 +21,7 @@
 #include "merge_chain.h"
 #include "vm/commands.h"
 #include "vm/options.h"
+#include "vm/outcome.h"
 #include "vm/plan.h"
 
 enum {
@@ -44,6 +45,7 @@ static const struct tool_option options[] = {
     { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
     { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
     { "quiet", 'q', NULL, "show neither progress nor what was done" },
+    VM_METRICS_OPTION,
     VM_JSON_OPTION,
     TOOL_COMMON_OPTIONS
 };
@@ -471,6 +473,8 @@ static int prune(struct prune *p, struct qlb_error *err)
 static int prune_machine(void *opaque, struct machine *machine)
 {
     struct prune *p = opaque;
+    const struct manifest *newest = NULL;
+    double begun = tool_clock();
     struct qlb_error err;
     int status = 0;
 
@@ -489,7 +493,14 @@ static int prune_machine(void *opaque, struct machine *machine)
     }
     plan_release(&p->plan);
     free(p->deleted);
-    return status;
+    if (p->dry_run) {
+        return status;
+    }
+    if (status == 0) {
+        newest = machine_find(machine, "latest", &err);
+    }
+    return outcome_note(&p->common, METRICS_PRUNE, machine_name(machine),
+                        machine, newest, begun, status);
 }
 
 /* ---- options ---- */

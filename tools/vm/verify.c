@@ -18,6 +18,7 @@
 #include "archive_check.h"
 #include "vm/commands.h"
 #include "vm/options.h"
+#include "vm/outcome.h"
 
 enum {
     OPT_ID = TOOL_OPT_LONG, OPT_SAMPLE, OPT_THREADS, OPT_PROGRESS,
@@ -31,6 +32,7 @@ static const struct tool_option options[] = {
     { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
     { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
     { "quiet", 'q', NULL, "show neither progress nor what was found good" },
+    VM_METRICS_OPTION,
     VM_JSON_OPTION,
     TOOL_COMMON_OPTIONS
 };
@@ -491,6 +493,7 @@ static int verify(struct verify *v, struct qlb_error *err)
 static int verify_machine(void *opaque, struct machine *machine)
 {
     struct verify *v = opaque;
+    double begun = tool_clock();
     struct qlb_error err;
 
     v->machine = machine;
@@ -504,7 +507,8 @@ static int verify_machine(void *opaque, struct machine *machine)
     }
     free(v->items);
     json_decref(v->record);
-    return v->status;
+    return outcome_note(&v->common, METRICS_VERIFY, machine_name(machine),
+                        machine, NULL, begun, v->status);
 }
 
 /* ---- options ---- */
