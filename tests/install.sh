@@ -51,6 +51,17 @@ run_it() {
     [ "$(LD_LIBRARY_PATH=$libs "$work/$1")" = "$3" ]
 }
 
+units_find_the_program() {
+    local units unit program
+    mapfile -t units < <(find "$work/root" -name 'lbvm-*.service')
+    [ "${#units[@]}" -eq 3 ] || return 1
+    for unit in "${units[@]}"; do
+        program=$(sed -n 's/^ExecStart=\([^ ]*\) .*/\1/p' "$unit")
+        [ -n "$program" ] && [ -x "$work/root$program" ] || return 1
+        [ -e "${unit%.service}.timer" ] || return 1
+    done
+}
+
 each_header_alone() {
     local header status=0 include
     include=$(dirname "$(find "$work/root" -name qcow2-lb -type d -path '*include*')")
@@ -75,6 +86,7 @@ cp "$work/user.c" "$work/core.c"
 cp "$work/user.c" "$work/plusplus.c"
 
 try "make install honours DESTDIR" install_it
+try "the units of systemd find the installed program" units_find_the_program
 try "each installed header stands alone" each_header_alone
 version=$(pkg-config --modversion "$(find "$work/root" -name libqcow2lb.pc)")
 try "a program builds with libqcow2lb" build user libqcow2lb "${CC:-cc}"

@@ -13,7 +13,7 @@ files() {
         git -c safe.directory='*' ls-files
     else
         find . -type f | sed 's|^\./||'
-    fi | grep -E '^(completion|demo|docs|man|qcow2-lb|qemu-patches|tests|tools|bench)/'
+    fi | grep -E '^(completion|demo|docs|man|qcow2-lb|qemu-patches|systemd|tests|tools|bench)/'
 }
 
 words() {

@@ -22,7 +22,7 @@ report() { # report STATUS NAME [HINT]
 PATH=$PATH:/usr/sbin:/sbin
 for tool in bats certtool cmp debugfs jq libvirtd mandoc mkfs.ext4 nbdkit nm \
             psktool qemu-img qemu-io qemu-nbd qemu-system-x86_64 strace \
-            virsh xxhsum zstd; do
+            systemd-analyze virsh xxhsum zstd; do
     command -v "$tool" >/dev/null
     report $? "$tool is installed"
 done

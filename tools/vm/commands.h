@@ -23,5 +23,7 @@ extern const struct tool vm_restore_tool;
 int vm_restore(int argc, char **argv);
 extern const struct tool vm_export_tool;
 int vm_export(int argc, char **argv);
+extern const struct tool vm_init_timer_tool;
+int vm_init_timer(int argc, char **argv);
 
 #endif

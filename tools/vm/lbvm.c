@@ -21,6 +21,7 @@ static const struct {
     { &vm_prune_tool, vm_prune },
     { &vm_restore_tool, vm_restore },
     { &vm_export_tool, vm_export },
+    { &vm_init_timer_tool, vm_init_timer },
 };
 
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
@@ -29,13 +30,14 @@ static const struct tool lbvm_tool = {
     .name = "lbvm",
     .synopsis = "COMMAND [OPTION]... [ARGUMENT]...\n\n"
                 "Commands:\n"
-                "  backup    back up all disks of a machine\n"
-                "  list      list machines, or the backups of one\n"
-                "  show      tell all about a backup\n"
-                "  verify    check the archives\n"
-                "  prune     keep some backups, drop the others\n"
-                "  restore   restore the disks of a machine\n"
-                "  export    write one disk to a file or a pipe\n",
+                "  backup      back up all disks of a machine\n"
+                "  list        list machines, or the backups of one\n"
+                "  show        tell all about a backup\n"
+                "  verify      check the archives\n"
+                "  prune       keep some backups, drop the others\n"
+                "  restore     restore the disks of a machine\n"
+                "  export      write one disk to a file or a pipe\n"
+                "  init-timer  have systemd do all that regularly\n",
     .summary = "Backs up whole machines to a repository, and restores them. "
                "'lbvm COMMAND --help'\ntells more.",
     .options = plain_options,

@@ -407,7 +407,7 @@ const char *repository_label(const struct repository *repository)
     return repository->label;
 }
 
-static bool name_valid(const char *name)
+bool machine_name_valid(const char *name)
 {
     size_t len = strlen(name);
 
@@ -421,7 +421,7 @@ static bool is_machine(const struct repository *repository, const char *name)
     char *path;
     bool found;
 
-    if (!name_valid(name) ||
+    if (!machine_name_valid(name) ||
         asprintf(&path, "%s/%s/backups", repository->path, name) < 0) {
         return false;
     }
@@ -499,7 +499,7 @@ struct machine *machine_open(const struct repository *repository,
     struct machine *machine;
     int ret = 0;
 
-    if (!name_valid(name)) {
+    if (!machine_name_valid(name)) {
         qlb_fail(err, QLB_E_USAGE, "'%s' is no name of a machine: 1 to %d of "
                  "the characters A-Z a-z 0-9 . _ -, first neither . nor -",
                  name, MAX_NAME);

@@ -24,6 +24,9 @@ const char *repository_label(const struct repository *repository);
 int repository_machines(const struct repository *repository, char ***names,
                         unsigned *n, struct qlb_error *err);
 
+/* 1 to 100 of the characters A-Z a-z 0-9 . _ -, first neither . nor -. */
+bool machine_name_valid(const char *name);
+
 struct machine;
 
 /* create: makes its folders where they are not there; else QLB_E_RUNTIME. */
