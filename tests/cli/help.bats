@@ -6,11 +6,13 @@
 
 load helpers
 
-tools=(lbctl lbdump lbmerge lbverify lbrestore)
-# programs with options of their own: lbctl's commands are such
-programs=(lbctl lbdump lbmerge lbverify lbrestore
+tools=(lbctl lbdump lbmerge lbverify lbrestore lbvm)
+# programs with options of their own: the commands of lbctl and lbvm are such
+programs=(lbctl lbdump lbmerge lbverify lbrestore lbvm
           "lbctl enable" "lbctl disable" "lbctl status" "lbctl confirm"
-          "lbctl prune" "lbctl recover")
+          "lbctl prune" "lbctl recover"
+          "lbvm backup" "lbvm list" "lbvm show" "lbvm verify" "lbvm prune"
+          "lbvm restore" "lbvm export" "lbvm init-timer")
 
 # manual NAME: the page of the section 1 as plain text.
 manual() {
@@ -40,14 +42,14 @@ tags() {
 
 # manual_options TOOL [COMMAND]
 manual_options() {
-    if [ "$1" != lbctl ]; then
+    if [ "$1" != lbctl ] && [ "$1" != lbvm ]; then
         manual "$1" | tags
         return
     fi
     {
-        manual_section lbctl OPTIONS
+        manual_section "$1" OPTIONS
         if [ "$#" -gt 1 ]; then
-            manual_section lbctl COMMANDS "$2"
+            manual_section "$1" COMMANDS "$2"
         fi
     } | tags
 }
@@ -82,13 +84,18 @@ expect_equal() {
     done
 }
 
-@test "the manual of lbctl has the commands of --help, and their synopses" {
-    commands=$(lbctl --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
-    expect_equal "commands" "$commands" \
-        "$(manual lbctl | sed -n '/^COMMANDS/,/^EXIT/s/^   \([a-z]\)/\1/p')"
-    expect_equal "synopses" \
-        "$(for command in $commands; do help_synopsis lbctl "$command"; done)" \
-        "$(manual_section lbctl SYNOPSIS | sed -n 's/^ *\(.\)/\1/p')"
+@test "the manual has the commands of --help, and their synopses" {
+    for tool in lbctl lbvm; do
+        commands=$("$tool" --help |
+            sed -n '/^Commands:/,/^$/s/^  \([a-z-]*\) .*/\1/p')
+        expect_equal "$tool: commands" "$commands" \
+            "$(manual "$tool" | sed -n '/^COMMANDS/,/^EXIT/s/^   \([a-z]\)/\1/p')"
+        expect_equal "$tool: synopses" \
+            "$(for command in $commands; do
+                   help_synopsis "$tool" "$command"
+               done)" \
+            "$(manual_section "$tool" SYNOPSIS | sed -n 's/^ *\(.\)/\1/p')"
+    done
 }
 
 @test "the manual has every exit status" {
@@ -325,6 +332,31 @@ make_disk() {
         --help --version
     complete_line lbctl e
     expect_offered enable
+}
+
+@test "completion offers what is in the repository of lbvm" {
+    qemu-img create -q -f qcow2 disk.qcow2 1M
+    for machine in web1 web2 db; do
+        lbvm backup -q --repository repo $machine disk.qcow2
+    done
+    complete_line lbvm ''
+    expect_offered backup export init-timer list prune restore show verify \
+        --help --version
+    export LBVM_REPOSITORY=repo
+    complete_line lbvm restore ''
+    expect_offered db web1 web2
+    complete_line lbvm prune web1 w
+    expect_offered web1 web2
+    unset LBVM_REPOSITORY
+    complete_line lbvm verify --repository repo d
+    expect_offered db
+    id=$(lbvm list --repository repo --json db | jq -r '.backups[0].id')
+    complete_line lbvm restore --repository = repo -o out db ''
+    expect_offered "$id"
+    complete_line lbvm verify --repository repo db --id ''
+    expect_offered "$id"
+    complete_line lbvm backup --repository repo web1 d
+    expect_offered disk.qcow2
 }
 
 @test "completion offers disks and archives, or else any file" {

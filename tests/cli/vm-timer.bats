@@ -62,16 +62,16 @@ exec lbvm "$0" web1 "${words[@]}"' "$1"
 
 @test "what is written, and what is to be run" {
     init_timer --metrics /var/lib/m/web1.prom web1 --qmp=/run/web1.sock \
-        --level 3 -q
+        --level 3 -q --scratch /fast
     expect_output 'systemctl --root=root enable lbvm-backup@web1.timer lbvm-prune@web1.timer lbvm-verify@web1.timer'
     [ "$(cat root/etc/lbvm/web1.conf)" = "# Of lbvm-backup@web1.service, lbvm-prune@ and lbvm-verify@; see lbvm(1).
 LBVM_REPOSITORY=\"$PWD/repo\"
 LBVM_METRICS=\"/var/lib/m/web1.prom\"
-LBVM_BACKUP=\"--qmp=/run/web1.sock --level 3 -q\"
+LBVM_BACKUP=\"--qmp=/run/web1.sock --level 3 -q --scratch /fast\"
 LBVM_PRUNE=\"--keep-hourly=24 --keep-daily=7 --keep-weekly=4 --keep-monthly=12\"
 LBVM_VERIFY=\"--sample=15\"" ]
     [ "$(find root -type f | wc -l)" = 4 ]
-    grep -qx "ReadWritePaths=\"-$PWD/repo\" \"-/var/lib/m\" " \
+    grep -qx "ReadWritePaths=\"-$PWD/repo\" \"-/var/lib/m\" \"-/fast\" " \
         root/etc/systemd/system/lbvm-backup@web1.service.d/lbvm.conf
     units
     cp -r root/etc/systemd/system/* u/
@@ -126,12 +126,16 @@ Try 'lbvm init-timer --help'."
     }
     refuse "IMAGE: 'disk.qcow2' must begin with /: a job of systemd has no other folder to begin in" \
         web1 vda=disk.qcow2
-    refuse "--qmp: 'a.sock' must begin with /: a job of systemd has no other folder to begin in" \
+    refuse "qmp: 'a.sock' must begin with /: a job of systemd has no other folder to begin in" \
         web1 --qmp a.sock
     refuse "--repository: 'r' must begin with /: a job of systemd has no other folder to begin in" \
         --repository r web1 --qmp=/a
     refuse "--metrics: 'm' must begin with /: a job of systemd has no other folder to begin in" \
         --metrics m web1 --qmp=/a
+    refuse "scratch: 'x' must begin with /: a job of systemd has no other folder to begin in" \
+        web1 --qmp=/a --scratch x
+    refuse "--repository is wanted before MACHINE: it is not of the backup alone" \
+        web1 --qmp=/a --repository=/x
     refuse "'--bogus' is no option of lbvm backup" web1 --bogus
     refuse "'-' is no option of lbvm backup" web1 -
     refuse "option '--qmp' wants an argument" web1 --qmp

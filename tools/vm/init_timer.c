@@ -35,12 +35,12 @@ static const struct tool_option options[] = {
     VM_REPOSITORY_OPTION,
     VM_METRICS_OPTION,
     { "keep-last", OPT_KEEP + RETENTION_LAST, "N",
-      "what the daily pruning keeps, see lbvm prune" },
+      "what lbvm prune keeps each day (default: none by this rule)" },
     { "keep-hourly", OPT_KEEP + RETENTION_HOURLY, "N", "(default: 24)" },
     { "keep-daily", OPT_KEEP + RETENTION_DAILY, "N", "(default: 7)" },
     { "keep-weekly", OPT_KEEP + RETENTION_WEEKLY, "N", "(default: 4)" },
     { "keep-monthly", OPT_KEEP + RETENTION_MONTHLY, "N", "(default: 12)" },
-    { "keep-yearly", OPT_KEEP + RETENTION_YEARLY, "N", "" },
+    { "keep-yearly", OPT_KEEP + RETENTION_YEARLY, "N", "(default: none)" },
     { "sample", OPT_SAMPLE, "PERCENT",
       "share of the archives that is verified daily (default: 15)" },
     { "enable", OPT_ENABLE, NULL, "run the commands that turn it on" },
@@ -141,10 +141,33 @@ static const struct tool_option *find_option(const char *word)
     return o;
 }
 
+/* folder: what the backup itself writes to. */
+static void check_value(const struct tool_option *option, const char *value,
+                        void (*folder)(void *opaque, const char *path),
+                        void *opaque)
+{
+    bool is_folder = strcmp(option->argument, "FOLDER") == 0;
+
+    check_word(value, option->name);
+    if (option->value == VM_OPT_REPOSITORY ||
+        option->value == VM_OPT_METRICS) {
+        tool_usage("--%s is wanted before MACHINE: it is not of the backup "
+                   "alone", option->name);
+    }
+    if (is_folder || strcmp(option->argument, "SOCKET") == 0) {
+        check_path(value, option->name);
+    }
+    if (is_folder) {
+        folder(opaque, value);
+    }
+}
+
 /* What can be told now, and not in an hour: options that there are, and paths
- * that mean the same from everywhere. image: called for each operand. */
+ * that mean the same from everywhere. Calls image for each operand, folder for
+ * each option that names one. */
 static void walk_arguments(const struct init_timer *t,
                            void (*image)(void *opaque, const char *path),
+                           void (*folder)(void *opaque, const char *path),
                            void *opaque)
 {
     for (unsigned i = 0; i < t->n_arguments; i++) {
@@ -166,10 +189,7 @@ static void walk_arguments(const struct init_timer *t,
             tool_usage("option '%s' wants an argument", word);
         }
         value = value != NULL ? value + 1 : t->arguments[++i];
-        check_word(value, word);
-        if (strcmp(option->argument, "SOCKET") == 0) {
-            check_path(value, word);
-        }
+        check_value(option, value, folder, opaque);
     }
 }
 
@@ -316,6 +336,11 @@ static void print_folder_of(void *opaque, const char *path)
     print_path(opaque, "-", path, slash == path ? 1 : (size_t)(slash - path));
 }
 
+static void print_folder(void *opaque, const char *path)
+{
+    print_path(opaque, "-", path, strlen(path));
+}
+
 /* A repository or a file that is missing stops nothing here: lbvm says so. That
  * it must be mounted keeps a backup from filling the folder beneath. */
 static char *make_drop_in(const struct init_timer *t, unsigned service)
@@ -337,7 +362,7 @@ static char *make_drop_in(const struct init_timer *t, unsigned service)
         print_folder_of(file, metrics);
     }
     if (service == 0) {
-        walk_arguments(t, print_folder_of, file);
+        walk_arguments(t, print_folder_of, print_folder, file);
     }
     fputc('\n', file);
     return fclose(file) == 0 ? text : NULL;
@@ -468,7 +493,7 @@ static void parse_option(struct init_timer *t, int option)
     }
 }
 
-static void ignore_image(void *opaque, const char *path)
+static void ignore_path(void *opaque, const char *path)
 {
 }
 
@@ -496,7 +521,7 @@ static void parse_options(struct init_timer *t, int argc, char **argv)
     if (vm_metrics(&t->common) != NULL) {
         check_path(vm_metrics(&t->common), "--metrics");
     }
-    walk_arguments(t, ignore_image, NULL);
+    walk_arguments(t, ignore_path, ignore_path, NULL);
 }
 
 int vm_init_timer(int argc, char **argv)
