@@ -295,7 +295,7 @@ static int take_away(struct leftovers *left, struct qlb_error *err)
     return each(left, NODES, flat(), drop_bitmaps, err);
 }
 
-static int clear_leftovers(struct qmp *qmp, struct qlb_error *err)
+int fleece_clear(struct qmp *qmp, struct qlb_error *err)
 {
     struct leftovers left = { .qmp = qmp };
     struct qlb_error ignored;
@@ -514,8 +514,7 @@ static int export(struct fleece *fleece, unsigned i, struct qlb_error *err)
 static int begin(struct fleece *fleece, const char *scratch, uint64_t *now,
                  struct qlb_error *err)
 {
-    if (clear_leftovers(fleece->qmp, err) < 0 ||
-        make_folder(fleece, scratch, err) < 0 ||
+    if (make_folder(fleece, scratch, err) < 0 ||
         start_server(fleece, err) < 0) {
         return -1;
     }

@@ -26,6 +26,10 @@ struct fleece_disk {
 
 struct fleece;
 
+/* Clears what dead clients have left. To be called before disks are looked for:
+ * a job puts a filter on its disk. QLB_E_BUSY where the client lives. */
+int fleece_clear(struct qmp *qmp, struct qlb_error *err);
+
 /* scratch: the folder in which one for this backup is made. NULL on failure;
  * nothing is left then but, where a command of QEMU failed, what the next one
  * clears. disks must outlive it. */

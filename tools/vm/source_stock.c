@@ -37,7 +37,8 @@ static int stock_list(struct source *source, struct qlb_error *err)
 {
     struct stock *stock = stock_of(source);
 
-    if (stock_find_disks(stock->qmp, stock->nodes, stock->names,
+    if (fleece_clear(stock->qmp, err) < 0 ||
+        stock_find_disks(stock->qmp, stock->nodes, stock->names,
                          stock->n_nodes, source, &stock->disks, err) < 0) {
         return -1;
     }

@@ -63,9 +63,18 @@ static void take_bitmaps(struct source_disk *disk, const json_t *bitmaps)
     }
 }
 
+/* Another program's backup job has put a filter on the disk. */
+static bool is_backed_up(const json_t *node)
+{
+    return strcmp(text_of(node, "drv"), "copy-before-write") == 0;
+}
+
 /* What makes it a disk of lbvm: NULL, or what is in the way. */
 static const char *obstacle(const json_t *node)
 {
+    if (is_backed_up(node)) {
+        return "another program is backing it up";
+    }
     if (strcmp(text_of(node, "drv"), "qcow2") != 0) {
         return "it is no qcow2 disk";
     }
@@ -174,7 +183,9 @@ static int add_named(const json_t *devices, const json_t *nodes,
     const char *why = node == NULL ? "QEMU has no such disk" : obstacle(node);
 
     if (why != NULL) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: %s", name, why);
+        return qlb_fail(err, node != NULL && is_backed_up(node)
+                                 ? QLB_E_BUSY : QLB_E_RUNTIME,
+                        "%s: %s", name, why);
     }
     return add(node, name, source, disks, err);
 }
@@ -188,6 +199,10 @@ static int add_all(const json_t *devices, struct source *source,
     json_array_foreach(devices, i, entry) {
         const json_t *node = json_object_get(entry, "inserted");
 
+        if (node != NULL && is_backed_up(node)) {
+            return qlb_fail(err, QLB_E_BUSY, "%s: %s", name_of(entry),
+                            obstacle(node));
+        }
         if (node != NULL && obstacle(node) == NULL &&
             add(node, name_of(entry), source, disks, err) < 0) {
             return -1;
