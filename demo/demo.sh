@@ -168,6 +168,8 @@ main() {
     proof 'restored file system: e2fsck finds nothing' sound_file_system
     step incr3.lbz 'lbdump --incremental disk.qcow2 > incr3.lbz'
     demonstrate_guest
+    printf '\n  $ lbvm list web1\n'
+    lbvm list web1 | sed 's/^/  /'
     printf '%sThe restored disks equal the originals; %s%s\n' "$green" \
         "incrementals go on from them." "$plain"
 }

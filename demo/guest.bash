@@ -131,6 +131,28 @@ sound_after_replay() {
     e2fsck -f -n replayed.raw
 }
 
+# machine_backup ARGUMENTS: of the whole machine, into a repository.
+machine_backup() {
+    step - "lbvm backup -q $1"
+}
+
+demonstrate_machine() {
+    headline "The whole machine, in a repository: while it runs, and stopped"
+    export LBVM_REPOSITORY=$PWD/backups
+    machine_backup '--qmp=backup.qmp web1'
+    sleep 2
+    machine_backup '--qmp=backup.qmp web1'
+    sleep 1
+    machine_backup '--qmp=backup.qmp web1'
+    stop_guest
+    machine_backup 'web1 disk.qcow2'
+    step - 'lbvm prune --keep-last=3 web1'
+    step - 'lbvm verify web1'
+    step restored/disk.qcow2 'lbvm restore -q -o restored web1'
+    proof 'restored disk = the stopped machine'"'"'s, byte by byte' \
+        qemu-img compare -f qcow2 -F qcow2 restored/disk.qcow2 disk.qcow2
+}
+
 demonstrate_guest() {
     local number archives=''
     make_initrd
@@ -146,7 +168,7 @@ demonstrate_guest() {
     live 2 'lbdump --qmp=backup.qmp --incremental -o live2.lbz'
     sleep 2
     say_what_it_wrote
-    stop_guest
+    demonstrate_machine
 
     headline "Its disk of each point in time"
     for number in 0 1 2; do
