@@ -88,7 +88,8 @@ int restore_meter_account(struct restore_meter *meter, uint64_t bytes,
     meter->bytes += bytes;
     tool_rate_account(&meter->rate, bytes);
     tool_progress_update(&meter->progress, meter->bytes);
-    abandoned = meter->abandoned;
+    /* A signal ends the wait, and with it the restore. */
+    abandoned = meter->abandoned || tool_stop;
     pthread_mutex_unlock(&meter->lock);
     return abandoned ? qlb_fail(err, QLB_E_RUNTIME, "interrupted") : 0;
 }

@@ -320,6 +320,27 @@ deep/er/out/vdb.qcow2" ]
     run_expect 0 lbvm restore -q --force -o out web1
 }
 
+@test "interrupted, or without space: nothing is left" {
+    with_frames
+    lbvm restore --rate-limit 1 --threads 2 -o out web1 2>messages \
+        3>&- 4>&- &
+    pid=$!
+    while ! compgen -G 'out/.vdb.qcow2.*.tmp' >/dev/null; do
+        kill -0 $pid
+        sleep 0.02
+    done
+    kill -TERM $pid
+    status=0
+    wait $pid || status=$?
+    [ "$status" -eq 1 ]
+    grep -qx "lbvm: disk 'vd[ab]': interrupted" messages
+    [ "$(wc -l <messages)" = 1 ]
+    expect_absent out
+    run_expect 1 bash -c 'ulimit -f 100; exec lbvm restore -o out web1'
+    expect_stderr_has "lbvm: disk 'vd" ": out/vd" "File too large"
+    expect_absent out
+}
+
 @test "what is wrong on the command line" {
     three_backups
     run_expect 2 lbvm restore web1
