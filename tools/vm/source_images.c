@@ -79,6 +79,7 @@ static int open_disk(struct images *images, unsigned i,
 {
     struct source_disk *disk = &images->source.disks[i];
     struct imagedump *dump = &images->dumps[i];
+    const char *reason = NULL;
 
     dump->path = disk->filename;
     dump->request = *request;
@@ -94,10 +95,15 @@ static int open_disk(struct images *images, unsigned i,
     }
     disk->incremental = dump->incremental;
     if (dump->reason[0] != '\0') {
-        disk->reason = strdup(dump->reason);
+        reason = dump->reason;
     } else if (!dump->record) {
-        disk->reason = strdup("livebackup is off; turn it on with 'lbctl "
-                              "enable', and what follows is incremental");
+        reason = "livebackup is off; turn it on with 'lbctl enable', and what "
+                 "follows is incremental";
+    }
+    /* It says more than what was found before the image was opened. */
+    if (reason != NULL) {
+        free(disk->reason);
+        disk->reason = strdup(reason);
     }
     return 0;
 }
