@@ -45,6 +45,37 @@ expect_newest() {
         jq -r '[.checkpoints[].confirmed] | all')" = true ]
 }
 
+@test "related records on two disks: restored, they are of one time" {
+    for name in a b; do
+        "$QLB_QEMU/qemu-img" create -q -f qcow2 -o livebackup=on $name.qcow2 17M
+    done
+    serve a b
+    pairs=$abs_top_srcdir/tests/qemu/pairs.py
+    "$ORACLE_PYTHON" -B "$pairs" write nbd a b 3>&- 4>&- &
+    writer=$!
+    for n in 1 2 3 4 5 6 7 8; do
+        backup -q
+    done
+    kill -TERM $writer
+    wait $writer
+    last=0
+    for id in $(lbvm list --json web1 | jq -r '.backups[].id'); do
+        for disk in a b; do
+            lbvm export web1 "$id" --disk=$disk >$disk.raw
+        done
+        "$ORACLE_PYTHON" -B "$pairs" check a.raw b.raw >found
+        read -r first _ <found
+        [ "$first" -gt "$last" ] || fail "record $first, before it $last"
+        last=$first
+    done
+    # of two times, they are not
+    lbvm export web1 "$(lbvm list --json web1 | jq -r '.backups[0].id')" \
+        --disk=b >b.raw
+    if "$ORACLE_PYTHON" -B "$pairs" check a.raw b.raw; then
+        fail "the check finds nothing"
+    fi
+}
+
 @test "one disk has lost its trust: in full beside an incremental one" {
     make_disks
     serve a b
