@@ -363,6 +363,26 @@ int nbdlink_read(struct nbdlink *link, void *buf, uint64_t offset,
     return 0;
 }
 
+int nbdlink_write(struct nbdlink *link, const void *buf, uint64_t offset,
+                  uint64_t length, struct qlb_error *err)
+{
+    int64_t cookie;
+    int ret;
+
+    pthread_mutex_lock(&link->lock);
+    ret = check_alive(link, err);
+    if (ret == 0) {
+        cookie = nbd_aio_pwrite(link->nbd, buf, length, offset,
+                                NBD_NULL_COMPLETION, 0);
+        ret = finish(link, cookie, err);
+    }
+    pthread_mutex_unlock(&link->lock);
+    if (ret > 0) {
+        return qlb_fail_errno(err, ret, "writing at offset %" PRIu64, offset);
+    }
+    return ret;
+}
+
 /* ---- block status ---- */
 
 struct status_request {

@@ -39,6 +39,10 @@ bool nbdlink_is_multi(const struct nbdlink *link);
 int nbdlink_read(struct nbdlink *link, void *buf, uint64_t offset,
                  uint64_t length, struct qlb_error *err);
 
+/* Writes, to an export that allows for it; at most 64 KiB. */
+int nbdlink_write(struct nbdlink *link, const void *buf, uint64_t offset,
+                  uint64_t length, struct qlb_error *err);
+
 /* Fills the extents, from offset on; they may end before offset + length (at
  * most 4 GiB - 64 KiB are asked for), but not at offset, or behind it. Offset
  * is a multiple of 64 KiB, or the end of an extent of the link. */
