@@ -312,3 +312,154 @@ bitmaps() {
     run_expect 2 lbvm backup --durable web1 --qmp=s/qmp
     expect_stderr_has '--durable wants a QEMU with livebackup'
 }
+
+# through N HOW: a backup whose monitor goes wrong at the N-th command; its
+# status in $status, the number of commands in $commands.
+through() {
+    rm -f s/proxy lbvm.pid commands
+    "$ORACLE_PYTHON" -B "$abs_top_srcdir/tests/cli/qmpproxy.py" s/proxy s/qmp \
+        "$1" "$2" lbvm.pid >commands 2>proxy.err </dev/null 3>&- 4>&- &
+    local proxy=$! i
+    for ((i = 0; i < 400; i++)); do
+        [ ! -S s/proxy ] || break
+        sleep 0.02
+    done
+    status=0
+    bash -c 'echo $$ >lbvm.pid; exec lbvm backup web1 --qmp=s/proxy' \
+        >through.out 2>through.err </dev/null 3>&- 4>&- || status=$?
+    wait $proxy || fail "$(cat proxy.err)"
+    commands=$(<commands)
+}
+
+# every FIRST STEP HOW STATUSES CHECK: at each STEP-th command of a backup, from
+# the FIRST on (at each one in nightly tests), what is left stands the CHECK.
+every() {
+    local n=$1 step=$2
+    if [ -n "${QLB_NIGHTLY:-}" ]; then
+        n=1 step=1
+    fi
+    while :; do
+        guest vda "write -P $((n % 200 + 1)) ${n}00k 100k"
+        through $n "$3"
+        if [ "$commands" -lt $n ]; then
+            [ $status = 0 ] || fail "$(cat through.err)"
+            [ $n -gt 40 ]
+            return
+        fi
+        case " $4 " in
+            *" $status "*) ;;
+            *) fail "command $n: status $status" "$(cat through.err)" ;;
+        esac
+        "$5" $n
+        n=$((n + step))
+    done
+}
+
+nothing_left() {
+    expect_nothing_left ||
+        fail "command $1:" "$(cat nodes through.err)" "$(ls -A)"
+}
+
+# Where it was the cleaning up that went wrong, the next one does it.
+nothing_left_now() {
+    if grep -q 'could not be confirmed' through.err; then
+        nothing_left_after_next "$1"
+    else
+        nothing_left "$1"
+        [ "$(bitmaps | wc -l)" = 2 ] || fail "command $1:" "$(bitmaps)"
+    fi
+}
+
+nothing_left_after_next() {
+    backup
+    expect_stderr ''
+    [ "$(kinds)" = 'incremental incremental' ]
+    nothing_left "$1"
+    [ "$(bitmaps | wc -l)" = 2 ] || fail "command $1:" "$(bitmaps)"
+}
+
+@test "QEMU refuses a command, whichever: nothing is left" {
+    machine
+    backup
+    every 1 1 refuse '0 1 5' nothing_left_now
+    expect_disk vda
+}
+
+@test "lbvm is told to stop at any command: nothing is left" {
+    machine
+    backup
+    every 1 2 term '0 1' nothing_left_now
+    expect_disk vda
+}
+
+@test "lbvm is killed at any command: the next one clears what is left" {
+    machine
+    backup
+    every 1 2 kill '137' nothing_left_after_next
+    expect_disk vda
+}
+
+@test "the connection is lost at any command: the next one clears what is left" {
+    machine
+    backup
+    every 2 3 unanswered '0 1' nothing_left_after_next
+    expect_disk vda
+}
+
+@test "lbvm and QEMU are killed: the scratch folder goes with the next backup" {
+    machine
+    backup
+    guest vda 'write -P 3 2M 4M'
+    lbvm backup --full web1 --qmp=s/qmp --rate-limit=1M >log 2>&1 3>&- 4>&- &
+    lbvm=$!
+    until_begun
+    kill -KILL $lbvm "$(<pid)"
+    wait $lbvm || true
+    rm pid
+    start
+    backup
+    expect_nothing_left
+    [ "$(bitmaps | wc -l)" = 2 ]
+}
+
+resize() {
+    [ "$(monitor "{\"execute\": \"block_resize\", \"arguments\": {\"node-name\": \"$1\", \"size\": $(($2 << 20))}}" |
+        tail -n 1)" = '{"return": {}}' ]
+    truncate -s "$2M" vdb.model
+}
+
+@test "a disk that was shrunk and has grown again: in full, with the reason" {
+    machine
+    guest vdb 'write -P 7 30M 2M'
+    backup
+    resize vdb 20
+    resize vdb 40
+    backup
+    expect_stderr 'lbvm: web1: vdb: a full backup: the disk was shrunk since, or its bitmap cleared'
+    [ "$(kinds)" = 'incremental full' ]
+    expect_disk vdb
+    backup
+    [ "$(kinds)" = 'incremental incremental' ]
+    resize vdb 60
+    backup
+    expect_stderr ''
+    [ "$(kinds)" = 'incremental incremental' ]
+    expect_disk vdb
+    resize vdb 30
+    backup
+    [ "$(kinds)" = 'incremental full' ]
+    expect_disk vdb
+}
+
+@test "a bitmap that was cleared: in full, with the reason" {
+    machine
+    backup
+    guest vdb 'write -P 7 30M 2M'
+    name=$(monitor '{"execute": "query-named-block-nodes"}' | tail -n 1 |
+        jq -r '.return[] | select(."node-name" == "vdb") | ."dirty-bitmaps"[].name')
+    monitor "{\"execute\": \"block-dirty-bitmap-clear\", \"arguments\": {\"node\": \"vdb\", \"name\": \"$name\"}}" >/dev/null
+    backup
+    expect_stderr 'lbvm: web1: vdb: a full backup: the disk was shrunk since, or its bitmap cleared'
+    [ "$(kinds)" = 'incremental full' ]
+    expect_disk vdb
+}

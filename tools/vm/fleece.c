@@ -1,9 +1,9 @@
 /* Fleecing: a stock QEMU keeps a point in time of some disks readable over NBD.
  *
- * Names, for a backup whose random number is X: node and export and job of disk
- * I "lbvm-X-I", its protocol node "lbvm-X-I-file", its exported bitmap
- * "lbvm-X-I", too.  In the scratch folder ".lbvm-X": "lock", "nbd" (the server's
- * socket), and "I", the overlay.
+ * Names, for a backup whose scratch folder has the key X: overlay, export and
+ * job of disk I "lbvm-X-I", its protocol node "lbvm-X-I-file", its exported
+ * bitmap "lbvm-X-I", too, and "lbvm-X-I-mark", a disk of nothing.  In the folder
+ * is "nbd", the server's socket.
  *
  * The order in the transaction matters.  A bitmap that is added records from
  * its own action on; a disk is drained from its backup action on until all is
@@ -11,34 +11,40 @@
  * time, perhaps some from before; the copies of the older ones come last, when
  * nothing changes any more.
  *
+ * A bitmap has its first and its last granule set from the start.  QEMU cuts
+ * bitmaps when it shrinks a disk, and what is added when it grows is clean: one
+ * that has lost these canaries does not tell what has changed.  They come from
+ * a bitmap of the disk of nothing, which is written to.
+ *
+ * The folder is there, and locked, before QEMU has a node that names it, and
+ * these are there before the NBD server: so whoever finds one of ours finds out
+ * whether its owner lives.  The folder goes last, and only when all else has.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "vm/fleece.h"
 
+#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
-#include <unistd.h>
+
+#include "nbdlink.h"
+#include "vm/scratch.h"
 
 #define PREFIX "lbvm-"
 #define NODES "query-named-block-nodes"
+#define GRANULARITY 65536
 enum { NAME_SIZE = 32 }; /* QEMU's limit for the names of nodes */
 
 struct fleece {
     struct qmp *qmp;
     const struct fleece_disk *disks;
     unsigned n;
-    char key[9];       /* X */
-    char *folder;
-    int lock;
-    bool server;       /* we have started it */
-    bool begun;        /* the jobs run */
+    struct scratch *scratch;
+    bool tried;        /* the transaction was sent */
     char **uris;       /* one for each disk */
     char (*names)[NAME_SIZE];
 };
@@ -62,9 +68,19 @@ static const char *text_of(const json_t *object, const char *key)
     return text == NULL ? "" : text;
 }
 
-static bool is_ours(const char *name)
+/* A name that fleecing gives, with what it ends with: "", "-file", "-mark". */
+static bool is_named(const char *name, const char *end)
 {
-    return strncmp(name, PREFIX, strlen(PREFIX)) == 0;
+    const char *p = name + strlen(PREFIX);
+
+    if (strncmp(name, PREFIX, strlen(PREFIX)) != 0 ||
+        strspn(p, "0123456789abcdef") != SCRATCH_KEY ||
+        p[SCRATCH_KEY] != '-') {
+        return false;
+    }
+    p += SCRATCH_KEY + 1;
+    return *p >= '0' && *p <= '9' &&
+           strcmp(p + strspn(p, "0123456789"), end) == 0;
 }
 
 static void pause_a_little(void)
@@ -86,51 +102,79 @@ static const json_t *find_job(const json_t *jobs, const char *id)
     return NULL;
 }
 
-/* Until the job is over, and gone. Its error, if it had one. */
-static int wait_for_job(struct qmp *qmp, const char *id,
-                        struct qlb_error *err)
+/* Looks at a job; one that is over is dismissed. Its error, if it had one. */
+static int poll_job(struct qmp *qmp, const char *id, bool *gone,
+                    struct qlb_error *job_error, struct qlb_error *err)
 {
-    for (;;) {
-        json_t *jobs = qmp_call(qmp, "query-jobs", NULL, err);
-        const json_t *job = find_job(jobs, id);
-        bool over = strcmp(text_of(job, "status"), "concluded") == 0;
-        int ret = 0;
+    json_t *jobs = qmp_call(qmp, "query-jobs", NULL, err);
+    const json_t *job = find_job(jobs, id);
+    struct qlb_error ignored;
 
-        if (over && *text_of(job, "error") != '\0') {
-            ret = qlb_fail(err, QLB_E_RUNTIME, "QEMU: %s",
-                           text_of(job, "error"));
-        }
-        if (jobs == NULL || job == NULL || over) {
-            bool gone = jobs != NULL && job == NULL;
-            struct qlb_error ignored;
-
-            if (over) {
-                run(qmp, "job-dismiss", json_pack("{s:s}", "id", id),
-                    &ignored);
-            }
-            json_decref(jobs);
-            return gone || over ? ret : -1;
-        }
-        json_decref(jobs);
-        pause_a_little();
-    }
-}
-
-static int cancel_job(struct qmp *qmp, const char *id, struct qlb_error *err)
-{
-    if (run(qmp, "job-cancel", json_pack("{s:s}", "id", id), err) < 0) {
+    if (jobs == NULL) {
         return -1;
     }
-    return wait_for_job(qmp, id, err);
+    *gone = job == NULL;
+    if (strcmp(text_of(job, "status"), "concluded") == 0) {
+        if (*text_of(job, "error") != '\0') {
+            qlb_fail(job_error, QLB_E_RUNTIME, "QEMU: %s",
+                     text_of(job, "error"));
+        }
+        run(qmp, "job-dismiss", json_pack("{s:s}", "id", id), &ignored);
+    }
+    json_decref(jobs);
+    return 0;
 }
 
-/* ---- what a dead one has left ---- */
+/* Until the job is gone. Cancelled: what it ends with does not matter; and it is
+ * told so again, since one that is about to end, or to begin, won't listen. */
+static int end_job(struct qmp *qmp, const char *id, bool cancel,
+                   struct qlb_error *err)
+{
+    double deadline = tool_clock() + QMP_PATIENCE;
+    struct qlb_error job_error = { .code = 0 }, ignored;
+    bool gone = false;
 
+    for (;;) {
+        if (cancel) {
+            run(qmp, "job-cancel", json_pack("{s:s}", "id", id), &ignored);
+        }
+        if (poll_job(qmp, id, &gone, &job_error, err) < 0) {
+            return -1;
+        }
+        if (gone) {
+            break;
+        }
+        if (tool_clock() > deadline) {
+            return qlb_fail(err, QLB_E_RUNTIME, "QEMU does not end its job "
+                            "'%s'", id);
+        }
+        pause_a_little();
+    }
+    if (cancel || job_error.code == 0) {
+        return 0;
+    }
+    *err = job_error;
+    return -1;
+}
+
+/* ---- taking away ---- */
+
+/* What is to go: all of one folder, or (NULL) of any. */
 struct leftovers {
     struct qmp *qmp;
-    unsigned n;       /* found */
-    char folder[4096]; /* of the overlays; "" */
+    const char *key;
+    json_t *folders; /* of what was found, where that is wanted */
+    json_t *note;    /* of a dead one: what else is to go */
+    bool here;       /* the note is of a disk that this QEMU has */
 };
+
+static bool is_left(const struct leftovers *left, const char *name,
+                    const char *end)
+{
+    return is_named(name, end) &&
+           (left->key == NULL ||
+            strncmp(name + strlen(PREFIX), left->key, SCRATCH_KEY) == 0);
+}
 
 /* Calls for each element of what a query returns. */
 static int each(struct leftovers *left, const char *query, json_t *arguments,
@@ -152,74 +196,30 @@ static int each(struct leftovers *left, const char *query, json_t *arguments,
     return ret;
 }
 
-/* A protocol node, below an overlay. */
-static bool ends_with_file(const char *name)
-{
-    size_t len = strlen(name);
-
-    return len > 5 && strcmp(name + len - 5, "-file") == 0;
-}
-
-/* From the file of an overlay to the folder. */
-static int note_folder(struct leftovers *left, const json_t *node,
-                       struct qlb_error *err)
-{
-    const char *name = text_of(node, "node-name");
-    const char *file = text_of(json_object_get(node, "image"), "filename");
-    const char *slash = strrchr(file, '/');
-
-    if (is_ours(name) && ends_with_file(name) && slash != NULL &&
-        (size_t)(slash - file) < sizeof(left->folder)) {
-        memcpy(left->folder, file, (size_t)(slash - file));
-        left->folder[slash - file] = '\0';
-    }
-    left->n += is_ours(name);
-    return 0;
-}
-
-/* Whoever made the folder may be alive. */
-static int check_owner(const struct leftovers *left, struct qlb_error *err)
-{
-    char path[sizeof(left->folder) + 8];
-    int fd, ret = 0;
-
-    snprintf(path, sizeof(path), "%s/lock", left->folder);
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        ret = qlb_fail(err, QLB_E_BUSY, "another lbvm is backing up this "
-                       "machine; try again when that has ended");
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return ret;
-}
-
 static int drop_export(struct leftovers *left, const json_t *entry,
                        struct qlb_error *err)
 {
     const char *id = text_of(entry, "id");
 
-    if (!is_ours(id)) {
-        return 0;
-    }
-    left->n++;
-    return run(left->qmp, "block-export-del",
-               json_pack("{s:s, s:s}", "id", id, "mode", "hard"), err);
+    return is_left(left, id, "") || is_left(left, id, "-mark")
+               ? run(left->qmp, "block-export-del",
+                     json_pack("{s:s, s:s}", "id", id, "mode", "hard"), err)
+               : 0;
 }
 
 static int drop_job(struct leftovers *left, const json_t *entry,
                     struct qlb_error *err)
 {
     const char *id = text_of(entry, "id");
-    bool over = strcmp(text_of(entry, "status"), "concluded") == 0;
 
-    if (!is_ours(id)) {
-        return 0;
-    }
-    left->n++;
-    return over ? wait_for_job(left->qmp, id, err)
-                : cancel_job(left->qmp, id, err);
+    return is_left(left, id, "") ? end_job(left->qmp, id, true, err) : 0;
+}
+
+static int drop_node(struct leftovers *left, const char *name,
+                     struct qlb_error *err)
+{
+    return run(left->qmp, "blockdev-del",
+               json_pack("{s:s}", "node-name", name), err);
 }
 
 static int drop_overlay(struct leftovers *left, const json_t *entry,
@@ -227,9 +227,8 @@ static int drop_overlay(struct leftovers *left, const json_t *entry,
 {
     const char *name = text_of(entry, "node-name");
 
-    return !is_ours(name) || ends_with_file(name)
-               ? 0 : run(left->qmp, "blockdev-del",
-                         json_pack("{s:s}", "node-name", name), err);
+    return is_left(left, name, "") || is_left(left, name, "-mark")
+               ? drop_node(left, name, err) : 0;
 }
 
 static int drop_file(struct leftovers *left, const json_t *entry,
@@ -237,9 +236,19 @@ static int drop_file(struct leftovers *left, const json_t *entry,
 {
     const char *name = text_of(entry, "node-name");
 
-    return !is_ours(name) || !ends_with_file(name)
-               ? 0 : run(left->qmp, "blockdev-del",
-                         json_pack("{s:s}", "node-name", name), err);
+    return is_left(left, name, "-file") ? drop_node(left, name, err) : 0;
+}
+
+static int remove_bitmap(struct qmp *qmp, const char *node, const char *name,
+                         struct qlb_error *err)
+{
+    return run(qmp, "block-dirty-bitmap-remove",
+               json_pack("{s:s, s:s}", "node", node, "name", name), err);
+}
+
+static json_t *flat(void)
+{
+    return json_pack("{s:b}", "flat", 1);
 }
 
 /* Those that were exported; the others are persistent. */
@@ -252,117 +261,230 @@ static int drop_bitmaps(struct leftovers *left, const json_t *entry,
     json_array_foreach(json_object_get(entry, "dirty-bitmaps"), i, bitmap) {
         const char *name = text_of(bitmap, "name");
 
-        if (is_ours(name) &&
+        if (is_left(left, name, "") &&
             !json_is_true(json_object_get(bitmap, "persistent")) &&
-            run(left->qmp, "block-dirty-bitmap-remove",
-                json_pack("{s:s, s:s}", "node", text_of(entry, "node-name"),
-                          "name", name), err) < 0) {
+            remove_bitmap(left->qmp, text_of(entry, "node-name"), name,
+                          err) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
-static json_t *flat(void)
+/* A server whose socket is in our folder is ours. */
+static int stop_server(struct qmp *qmp, const struct scratch *scratch,
+                       struct qlb_error *err)
 {
-    return json_pack("{s:b}", "flat", 1);
+    return scratch != NULL && scratch_has_server(scratch, "nbd")
+               ? run(qmp, "nbd-server-stop", NULL, err) : 0;
 }
 
-static void remove_folder(const char *folder, unsigned n)
-{
-    char path[4200];
-
-    for (unsigned i = 0; i < n; i++) {
-        snprintf(path, sizeof(path), "%s/%u", folder, i);
-        unlink(path);
-    }
-    snprintf(path, sizeof(path), "%s/nbd", folder);
-    unlink(path);
-    snprintf(path, sizeof(path), "%s/lock", folder);
-    unlink(path);
-    rmdir(folder);
-}
-
-/* Each user of a node before the node. */
+/* Each user of a node before the node; the protocol nodes, by which the folder
+ * is found, last. */
 static int take_away(struct leftovers *left, struct qlb_error *err)
 {
     if (each(left, "query-block-exports", NULL, drop_export, err) < 0 ||
         each(left, "query-jobs", NULL, drop_job, err) < 0 ||
         each(left, NODES, flat(), drop_overlay, err) < 0 ||
-        each(left, NODES, flat(), drop_file, err) < 0) {
+        each(left, NODES, flat(), drop_bitmaps, err) < 0) {
         return -1;
     }
-    return each(left, NODES, flat(), drop_bitmaps, err);
+    return each(left, NODES, flat(), drop_file, err);
+}
+
+/* ---- what a dead one has left ---- */
+
+/* From the file of an overlay to the folder. */
+static int note_folder(struct leftovers *left, const json_t *node,
+                       struct qlb_error *err)
+{
+    const char *name = text_of(node, "node-name");
+    const char *file = text_of(json_object_get(node, "image"), "filename");
+    const char *slash = strrchr(file, '/');
+    char *folder;
+
+    (void)err;
+    if (is_named(name, "-file") && slash != NULL) {
+        folder = strndup(file, (size_t)(slash - file));
+        if (folder != NULL) {
+            json_object_set_new(left->folders, folder, json_true());
+        }
+        free(folder);
+    }
+    return 0;
+}
+
+static bool is_noted(const struct leftovers *left, const char *key,
+                     const char *value)
+{
+    const json_t *line;
+    size_t i;
+
+    json_array_foreach(left->note, i, line) {
+        if (*value != '\0' && strcmp(text_of(line, key), value) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int look_for_disk(struct leftovers *left, const json_t *node,
+                         struct qlb_error *err)
+{
+    (void)err;
+    left->here = left->here ||
+                 is_noted(left, "filename",
+                          text_of(json_object_get(node, "image"),
+                                  "filename"));
+    return 0;
+}
+
+/* The bitmaps of a backup whose end nobody has seen. */
+static int drop_noted(struct leftovers *left, const json_t *entry,
+                      struct qlb_error *err)
+{
+    const json_t *bitmap;
+    size_t i;
+
+    json_array_foreach(json_object_get(entry, "dirty-bitmaps"), i, bitmap) {
+        const char *name = text_of(bitmap, "name");
+
+        if (is_noted(left, "bitmap", name) &&
+            strncmp(name, PREFIX, strlen(PREFIX)) == 0 &&
+            remove_bitmap(left->qmp, text_of(entry, "node-name"), name,
+                          err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* QEMU has no nodes of that folder; it goes with the server, and the bitmaps it
+ * tells of. */
+static int clear_folder(struct qmp *qmp, struct scratch *scratch,
+                        struct qlb_error *err)
+{
+    struct leftovers left = { .qmp = qmp };
+    int ret;
+
+    left.note = scratch_note(scratch);
+    ret = stop_server(qmp, scratch, err);
+    if (ret == 0) {
+        ret = each(&left, NODES, flat(), drop_noted, err);
+    }
+    json_decref(left.note);
+    scratch_free(scratch, ret == 0);
+    return ret;
+}
+
+/* Whoever made the folder may be alive. */
+static int clear_owner(struct qmp *qmp, const char *folder,
+                       struct qlb_error *err)
+{
+    struct leftovers left = { .qmp = qmp };
+    bool alive;
+    struct scratch *scratch = scratch_take_over(folder, &alive);
+
+    if (alive) {
+        return qlb_fail(err, QLB_E_BUSY, "another lbvm is backing up this "
+                        "machine; try again when that has ended");
+    }
+    if (scratch == NULL) {
+        return take_away(&left, err);
+    }
+    left.key = scratch_key(scratch);
+    if (take_away(&left, err) < 0) {
+        scratch_free(scratch, false);
+        return -1;
+    }
+    return clear_folder(qmp, scratch, err);
 }
 
 int fleece_clear(struct qmp *qmp, struct qlb_error *err)
 {
-    struct leftovers left = { .qmp = qmp };
-    struct qlb_error ignored;
+    struct leftovers left = { .qmp = qmp, .folders = json_object() };
+    int ret = each(&left, NODES, flat(), note_folder, err);
+    const char *folder;
+    json_t *value;
 
-    if (each(&left, NODES, flat(), note_folder, err) < 0 ||
-        (left.folder[0] != '\0' && check_owner(&left, err) < 0) ||
-        take_away(&left, err) < 0) {
-        return qlb_error_prefix(err, "clearing what a backup has left");
+    json_object_foreach(left.folders, folder, value) {
+        ret = ret < 0 ? -1 : clear_owner(qmp, folder, err);
     }
-    if (left.n > 0) {
-        run(qmp, "nbd-server-stop", NULL, &ignored);
-    }
-    if (left.folder[0] != '\0') {
-        remove_folder(left.folder, 1024);
-    }
-    return 0;
+    json_decref(left.folders);
+    return ret < 0 ? qlb_error_prefix(err, "clearing what a backup has left")
+                   : 0;
 }
 
-/* ---- the scratch folder ---- */
-
-/* Who runs QEMU owns the images that it has open. */
-static int give_to_owner(const struct fleece *fleece, const char *path,
-                         struct qlb_error *err)
-{
-    struct stat st;
-
-    if (geteuid() == 0 && stat(fleece->disks[0].filename, &st) == 0 &&
-        st.st_uid != 0 && chown(path, st.st_uid, st.st_gid) < 0) {
-        return qlb_fail_errno(err, errno, "%s", path);
-    }
-    return 0;
-}
-
-static int make_file(const struct fleece *fleece, const char *path,
+/* A folder whose QEMU is gone, too: of one of our disks? */
+static int sweep_one(struct qmp *qmp, struct scratch *scratch, bool *changed,
                      struct qlb_error *err)
 {
-    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    struct leftovers left = { .qmp = qmp };
 
-    if (fd < 0) {
-        return qlb_fail_errno(err, errno, "%s", path);
+    left.note = scratch_note(scratch);
+    if (each(&left, NODES, flat(), look_for_disk, err) < 0) {
+        json_decref(left.note);
+        scratch_free(scratch, false);
+        return -1;
     }
-    close(fd);
-    return give_to_owner(fleece, path, err);
+    json_decref(left.note);
+    if (!left.here) {
+        scratch_free(scratch, false);
+        return 0;
+    }
+    *changed = true;
+    return clear_folder(qmp, scratch, err);
 }
 
-static int make_folder(struct fleece *fleece, const char *scratch,
-                       struct qlb_error *err)
+int fleece_sweep(struct qmp *qmp, const char *parent, bool *changed,
+                 struct qlb_error *err)
 {
-    char path[4200];
+    DIR *dir = opendir(parent);
+    struct scratch *scratch;
+    int ret = 0;
 
-    if (asprintf(&fleece->folder, "%s/.lbvm-%s", scratch, fleece->key) < 0) {
-        fleece->folder = NULL;
-        return qlb_fail_errno(err, ENOMEM, "%s", scratch);
+    *changed = false;
+    while (dir != NULL && ret == 0 &&
+           (scratch = scratch_next_dead(parent, dir)) != NULL) {
+        ret = sweep_one(qmp, scratch, changed, err);
     }
-    if (strlen(fleece->folder) + sizeof("/nbd") >
-        sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
-        return qlb_fail_errno(err, ENAMETOOLONG, "%s", fleece->folder);
+    if (dir != NULL) {
+        closedir(dir);
     }
-    if (mkdir(fleece->folder, 0700) < 0) {
-        return qlb_fail_errno(err, errno, "%s", fleece->folder);
+    return ret < 0 ? qlb_error_prefix(err, "clearing what a backup has left")
+                   : 0;
+}
+
+/* What is about to be made, for the one who comes after us. */
+static json_t *note_of(const struct fleece_disk *disks, unsigned n)
+{
+    json_t *note = json_array();
+
+    for (unsigned i = 0; i < n; i++) {
+        json_array_append_new(note, json_pack("{s:s, s:s}", "filename",
+                                              disks[i].filename, "bitmap",
+                                              disks[i].bitmap == NULL
+                                                  ? "" : disks[i].bitmap));
     }
-    snprintf(path, sizeof(path), "%s/lock", fleece->folder);
-    fleece->lock = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (fleece->lock < 0 || flock(fleece->lock, LOCK_EX | LOCK_NB) < 0) {
-        return qlb_fail_errno(err, errno, "%s", path);
+    return note;
+}
+
+static int make_scratch(struct fleece *fleece, const char *parent,
+                        struct qlb_error *err)
+{
+    json_t *note = note_of(fleece->disks, fleece->n);
+
+    fleece->scratch = scratch_make(parent, fleece->disks[0].filename, note,
+                                   err);
+    json_decref(note);
+    if (fleece->scratch == NULL) {
+        return -1;
     }
-    return give_to_owner(fleece, fleece->folder, err);
+    for (unsigned i = 0; i < fleece->n; i++) {
+        snprintf(fleece->names[i], NAME_SIZE, PREFIX "%s-%u",
+                 scratch_key(fleece->scratch), i);
+    }
+    return 0;
 }
 
 /* ---- overlays ---- */
@@ -380,29 +502,146 @@ static int format_overlay(struct fleece *fleece, unsigned i, const char *file,
             err) < 0) {
         return -1;
     }
-    return wait_for_job(fleece->qmp, name, err);
+    return end_job(fleece->qmp, name, false, err);
+}
+
+/* Nobody needs the file's name once QEMU has it open. */
+static int add_file(struct fleece *fleece, unsigned i, struct qlb_error *err)
+{
+    char node[NAME_SIZE + 8], file[16], *path;
+    int ret;
+
+    snprintf(node, sizeof(node), "%s-file", fleece->names[i]);
+    snprintf(file, sizeof(file), "%u", i);
+    if (asprintf(&path, "%s/%s", scratch_path(fleece->scratch), file) < 0) {
+        return qlb_fail_errno(err, ENOMEM, "%s", file);
+    }
+    ret = scratch_add_file(fleece->scratch, file, err);
+    if (ret == 0) {
+        ret = run(fleece->qmp, "blockdev-add",
+                  json_pack("{s:s, s:s, s:s, s:s}", "driver", "file",
+                            "node-name", node, "filename", path, "discard",
+                            "unmap"), err);
+    }
+    scratch_unlink(fleece->scratch, file);
+    free(path);
+    return ret;
 }
 
 static int add_overlay(struct fleece *fleece, unsigned i,
                        struct qlb_error *err)
 {
     const char *name = fleece->names[i];
-    char file[NAME_SIZE + 8], path[4200];
+    char file[NAME_SIZE + 8];
 
     snprintf(file, sizeof(file), "%s-file", name);
-    snprintf(path, sizeof(path), "%s/%u", fleece->folder, i);
-    if (make_file(fleece, path, err) < 0 ||
-        run(fleece->qmp, "blockdev-add",
-            json_pack("{s:s, s:s, s:s, s:s}", "driver", "file", "node-name",
-                      file, "filename", path, "discard", "unmap"),
-            err) < 0 ||
-        format_overlay(fleece, i, file, err) < 0) {
+    if (format_overlay(fleece, i, file, err) < 0) {
         return -1;
     }
     return run(fleece->qmp, "blockdev-add",
                json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "qcow2",
                          "node-name", name, "file", file, "backing",
                          fleece->disks[i].node, "discard", "unmap"), err);
+}
+
+/* ---- canaries ---- */
+
+static char *uri_of(const struct fleece *fleece, const char *name,
+                    struct qlb_error *err)
+{
+    char *uri;
+
+    if (asprintf(&uri, "nbd+unix:///%s?socket=%s/nbd", name,
+                 scratch_path(fleece->scratch)) < 0) {
+        qlb_fail_errno(err, ENOMEM, "%s", name);
+        return NULL;
+    }
+    return uri;
+}
+
+static int write_ends(const struct fleece *fleece, const char *name,
+                      uint64_t size, struct qlb_error *err)
+{
+    static const uint8_t zeroes[512];
+    char *uri = uri_of(fleece, name, err);
+    struct nbdlink *link = uri == NULL ? NULL
+                                       : nbdlink_open(uri, NULL, 0, err);
+    int ret = -1;
+
+    if (link != NULL &&
+        nbdlink_write(link, zeroes, 0, sizeof(zeroes), err) == 0) {
+        ret = nbdlink_write(link, zeroes, size - sizeof(zeroes),
+                            sizeof(zeroes), err);
+    }
+    nbdlink_close(link);
+    free(uri);
+    return ret;
+}
+
+static int add_mark(struct fleece *fleece, unsigned i, struct qlb_error *err)
+{
+    const struct fleece_disk *disk = &fleece->disks[i];
+    char mark[NAME_SIZE + 8];
+
+    if (disk->bitmap == NULL) {
+        return 0;
+    }
+    snprintf(mark, sizeof(mark), "%s-mark", fleece->names[i]);
+    if (run(fleece->qmp, "blockdev-add",
+            json_pack("{s:s, s:s, s:I}", "driver", "null-co", "node-name",
+                      mark, "size", (json_int_t)disk->size), err) < 0 ||
+        run(fleece->qmp, "block-dirty-bitmap-add",
+            json_pack("{s:s, s:s, s:i}", "node", mark, "name",
+                      fleece->names[i], "granularity", GRANULARITY),
+            err) < 0 ||
+        run(fleece->qmp, "block-export-add",
+            json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id", mark,
+                      "node-name", mark, "name", mark, "writable", 1),
+            err) < 0) {
+        return -1;
+    }
+    return write_ends(fleece, mark, disk->size, err);
+}
+
+/* Whether the granule at offset is set in the exported bitmap. */
+static int is_set(struct nbdlink *link, uint64_t offset, bool *set,
+                  struct qlb_error *err)
+{
+    struct nbdlink_extents extents = { 0 };
+    uint64_t left = nbdlink_size(link) - offset;
+    int ret = nbdlink_status(link, offset,
+                             left < GRANULARITY ? left : GRANULARITY,
+                             &extents, err);
+
+    *set = ret == 0 && extents.n > 0 && (extents.extents[0].flags & 1) != 0;
+    nbdlink_extents_release(&extents);
+    return ret;
+}
+
+int fleece_has_canaries(const struct fleece *fleece, unsigned i,
+                        uint64_t size, bool *whole, struct qlb_error *err)
+{
+    uint64_t last = (size - 1) / GRANULARITY * GRANULARITY;
+    struct nbdlink *link;
+    char *context;
+    bool first;
+    int ret = -1;
+
+    if (asprintf(&context, "qemu:dirty-bitmap:%s", fleece->names[i]) < 0) {
+        return qlb_fail_errno(err, ENOMEM, "%s", fleece->names[i]);
+    }
+    link = nbdlink_open(fleece->uris[i], context, 0, err);
+    free(context);
+    if (link != NULL && (!nbdlink_has_context(link) ||
+                         last >= nbdlink_size(link))) {
+        *whole = false;
+        ret = 0;
+    } else if (link != NULL && is_set(link, 0, &first, err) == 0) {
+        ret = is_set(link, last, whole, err);
+        *whole = *whole && first;
+    }
+    nbdlink_close(link);
+    return ret;
 }
 
 /* ---- the point in time ---- */
@@ -413,14 +652,23 @@ static void add_action(json_t *actions, const char *type, json_t *data)
                                              "data", data));
 }
 
-static void add_new_bitmap(json_t *actions, const struct fleece_disk *disk)
+static void add_new_bitmap(json_t *actions, const struct fleece_disk *disk,
+                           const char *name)
 {
-    if (disk->bitmap != NULL) {
-        add_action(actions, "block-dirty-bitmap-add",
-                   json_pack("{s:s, s:s, s:i, s:b}", "node", disk->node,
-                             "name", disk->bitmap, "granularity", 65536,
-                             "persistent", 1));
+    char mark[NAME_SIZE + 8];
+
+    if (disk->bitmap == NULL) {
+        return;
     }
+    snprintf(mark, sizeof(mark), "%s-mark", name);
+    add_action(actions, "block-dirty-bitmap-add",
+               json_pack("{s:s, s:s, s:i, s:b}", "node", disk->node, "name",
+                         disk->bitmap, "granularity", GRANULARITY,
+                         "persistent", 1));
+    add_action(actions, "block-dirty-bitmap-merge",
+               json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "node", disk->node,
+                         "target", disk->bitmap, "bitmaps", "node", mark,
+                         "name", name));
 }
 
 static void add_job(json_t *actions, const struct fleece_disk *disk,
@@ -439,7 +687,7 @@ static void add_copy(json_t *actions, const struct fleece_disk *disk,
     }
     add_action(actions, "block-dirty-bitmap-add",
                json_pack("{s:s, s:s, s:i, s:b}", "node", disk->node, "name",
-                         name, "granularity", 65536, "disabled", 1));
+                         name, "granularity", GRANULARITY, "disabled", 1));
     add_action(actions, "block-dirty-bitmap-merge",
                json_pack("{s:s, s:s, s:[s]}", "node", disk->node, "target",
                          name, "bitmaps", disk->changes));
@@ -451,7 +699,7 @@ static int transact(struct fleece *fleece, uint64_t *now,
     json_t *actions = json_array();
 
     for (unsigned i = 0; i < fleece->n; i++) {
-        add_new_bitmap(actions, &fleece->disks[i]);
+        add_new_bitmap(actions, &fleece->disks[i], fleece->names[i]);
     }
     for (unsigned i = 0; i < fleece->n; i++) {
         add_job(actions, &fleece->disks[i], fleece->names[i]);
@@ -459,12 +707,12 @@ static int transact(struct fleece *fleece, uint64_t *now,
     for (unsigned i = 0; i < fleece->n; i++) {
         add_copy(actions, &fleece->disks[i], fleece->names[i]);
     }
+    fleece->tried = true;
     if (run(fleece->qmp, "transaction",
             json_pack("{s:o}", "actions", actions), err) < 0) {
         return -1;
     }
     *now = (uint64_t)time(NULL);
-    fleece->begun = true;
     return 0;
 }
 
@@ -472,12 +720,15 @@ static int transact(struct fleece *fleece, uint64_t *now,
 
 static int start_server(struct fleece *fleece, struct qlb_error *err)
 {
-    char path[4200];
     json_t *address;
+    char *path;
 
-    snprintf(path, sizeof(path), "%s/nbd", fleece->folder);
+    if (asprintf(&path, "%s/nbd", scratch_path(fleece->scratch)) < 0) {
+        return qlb_fail_errno(err, ENOMEM, "nbd");
+    }
     address = json_pack("{s:s, s:{s:s}}", "type", "unix", "data", "path",
                         path);
+    free(path);
     if (run(fleece->qmp, "nbd-server-start",
             json_pack("{s:o}", "addr", address), err) < 0) {
         if (strstr(err->message, "already running") != NULL) {
@@ -487,7 +738,6 @@ static int start_server(struct fleece *fleece, struct qlb_error *err)
         }
         return -1;
     }
-    fleece->server = true;
     return 0;
 }
 
@@ -500,46 +750,61 @@ static int export(struct fleece *fleece, unsigned i, struct qlb_error *err)
     if (fleece->disks[i].changes != NULL) {
         json_object_set_new(arguments, "bitmaps", json_pack("[s]", name));
     }
-    if (asprintf(&fleece->uris[i], "nbd+unix:///%s?socket=%s/nbd", name,
-                 fleece->folder) < 0) {
-        fleece->uris[i] = NULL;
+    fleece->uris[i] = uri_of(fleece, name, err);
+    if (fleece->uris[i] == NULL) {
         json_decref(arguments);
-        return qlb_fail_errno(err, ENOMEM, "%s", name);
+        return -1;
     }
     return run(fleece->qmp, "block-export-add", arguments, err);
 }
 
 /* ---- from the beginning to the end ---- */
 
-static int begin(struct fleece *fleece, const char *scratch, uint64_t *now,
-                 struct qlb_error *err)
+static int for_each_disk(struct fleece *fleece,
+                         int (*function)(struct fleece *fleece, unsigned i,
+                                         struct qlb_error *err),
+                         struct qlb_error *err)
 {
-    if (make_folder(fleece, scratch, err) < 0 ||
-        start_server(fleece, err) < 0) {
-        return -1;
-    }
     for (unsigned i = 0; i < fleece->n; i++) {
-        if (add_overlay(fleece, i, err) < 0) {
-            return -1;
-        }
-    }
-    if (transact(fleece, now, err) < 0) {
-        return -1;
-    }
-    for (unsigned i = 0; i < fleece->n; i++) {
-        if (export(fleece, i, err) < 0) {
+        if (function(fleece, i, err) < 0) {
             return -1;
         }
     }
     return 0;
 }
 
+static int begin(struct fleece *fleece, const char *scratch, uint64_t *now,
+                 struct qlb_error *err)
+{
+    if (make_scratch(fleece, scratch, err) < 0 ||
+        for_each_disk(fleece, add_file, err) < 0 ||
+        start_server(fleece, err) < 0 ||
+        for_each_disk(fleece, add_overlay, err) < 0 ||
+        for_each_disk(fleece, add_mark, err) < 0 ||
+        transact(fleece, now, err) < 0) {
+        return -1;
+    }
+    return for_each_disk(fleece, export, err);
+}
+
+/* What was added at the point in time; an answer that was not waited for does
+ * not tell whether it was. */
+static void forget_bitmaps(struct fleece *fleece)
+{
+    struct qlb_error ignored;
+
+    for (unsigned i = 0; fleece->tried && i < fleece->n; i++) {
+        if (fleece->disks[i].bitmap != NULL) {
+            remove_bitmap(fleece->qmp, fleece->disks[i].node,
+                          fleece->disks[i].bitmap, &ignored);
+        }
+    }
+}
+
 static struct fleece *fleece_new(struct qmp *qmp,
                                  const struct fleece_disk *disks, unsigned n)
 {
     struct fleece *fleece = calloc(1, sizeof(*fleece));
-    struct qlb_uuid random = tool_random_uuid();
-    char uuid[QLB_UUID_TEXT];
 
     if (fleece == NULL) {
         return NULL;
@@ -547,15 +812,8 @@ static struct fleece *fleece_new(struct qmp *qmp,
     fleece->qmp = qmp;
     fleece->disks = disks;
     fleece->n = n;
-    fleece->lock = -1;
-    snprintf(fleece->key, sizeof(fleece->key), "%.8s",
-             qlb_uuid_format(&random, uuid));
     fleece->uris = calloc(n, sizeof(*fleece->uris));
     fleece->names = calloc(n, sizeof(*fleece->names));
-    for (unsigned i = 0; fleece->names != NULL && i < n; i++) {
-        snprintf(fleece->names[i], NAME_SIZE, PREFIX "%s-%u", fleece->key,
-                 i);
-    }
     return fleece;
 }
 
@@ -568,11 +826,11 @@ struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
 
     if (fleece == NULL || fleece->uris == NULL || fleece->names == NULL) {
         qlb_fail_errno(err, ENOMEM, "beginning the backup");
-        fleece_end(fleece, &ignored);
+        fleece_end(fleece, false, &ignored);
         return NULL;
     }
     if (begin(fleece, scratch, time, err) < 0) {
-        fleece_end(fleece, &ignored);
+        fleece_end(fleece, false, &ignored);
         return NULL;
     }
     return fleece;
@@ -596,7 +854,9 @@ int fleece_check(struct fleece *fleece, struct qlb_error *err)
     for (unsigned i = 0; ret == 0 && i < fleece->n; i++) {
         const json_t *job = find_job(jobs, fleece->names[i]);
 
-        if (strcmp(text_of(job, "status"), "running") != 0) {
+        /* Whoever pauses a job does not stop its copying. */
+        if (strcmp(text_of(job, "status"), "running") != 0 &&
+            strcmp(text_of(job, "status"), "paused") != 0) {
             ret = qlb_fail(err, QLB_E_RUNTIME, "the backup was broken: QEMU "
                            "has ended its job%s%s",
                            *text_of(job, "error") == '\0' ? "" : ": ",
@@ -607,33 +867,41 @@ int fleece_check(struct fleece *fleece, struct qlb_error *err)
     return ret;
 }
 
-int fleece_end(struct fleece *fleece, struct qlb_error *err)
+/* All is tried, though QEMU may have gone; the first error is told. */
+static int take_own_away(struct fleece *fleece, struct qlb_error *err)
 {
+    struct leftovers left = {
+        .qmp = fleece->qmp,
+        .key = scratch_key(fleece->scratch),
+    };
     struct qlb_error ignored;
-    struct leftovers left = { 0 };
+    int ret = stop_server(fleece->qmp, fleece->scratch, err);
+
+    return take_away(&left, ret < 0 ? &ignored : err) < 0 ? -1 : ret;
+}
+
+int fleece_end(struct fleece *fleece, bool keep, struct qlb_error *err)
+{
     int ret = 0;
 
     if (fleece == NULL) {
         return 0;
     }
-    if (fleece->server) {
-        left.qmp = fleece->qmp;
-        ret = take_away(&left, err);
-        if (run(fleece->qmp, "nbd-server-stop", NULL,
-                ret < 0 ? &ignored : err) < 0) {
-            ret = -1;
-        }
+    qmp_set_interruptible(fleece->qmp, false);
+    if (fleece->scratch != NULL) {
+        ret = take_own_away(fleece, err);
     }
-    if (fleece->lock >= 0) {
-        remove_folder(fleece->folder, fleece->n);
-        close(fleece->lock);
+    if (!keep) {
+        forget_bitmaps(fleece);
     }
+    /* After a lost connection QEMU may still have all of it: the next one is
+     * told by the folder. */
+    scratch_free(fleece->scratch, ret == 0);
     for (unsigned i = 0; fleece->uris != NULL && i < fleece->n; i++) {
         free(fleece->uris[i]);
     }
     free(fleece->uris);
     free(fleece->names);
-    free(fleece->folder);
     free(fleece);
     return ret;
 }

@@ -4,8 +4,7 @@
  * to an overlay, whose backing file is the disk; the overlay is exported. One
  * transaction begins all of it.
  *
- * The overlays lie in a scratch folder, which holds a lock as long as the client
- * lives: so the next one can tell what is left of a dead one, and clears it.
+ * What is left of a client that died, the next one clears (vm/scratch.h).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -29,6 +28,10 @@ struct fleece;
 /* Clears what dead clients have left. To be called before disks are looked for:
  * a job puts a filter on its disk. QLB_E_BUSY where the client lives. */
 int fleece_clear(struct qmp *qmp, struct qlb_error *err);
+/* Clears scratch folders in that one whose QEMU is dead, too, where they are of
+ * a disk of this QEMU. changed: bitmaps may have gone. */
+int fleece_sweep(struct qmp *qmp, const char *parent, bool *changed,
+                 struct qlb_error *err);
 
 /* scratch: the folder in which one for this backup is made. NULL on failure;
  * nothing is left then but, where a command of QEMU failed, what the next one
@@ -39,9 +42,16 @@ struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
 /* The export of disk i, and the name of its bitmap (NULL: none). */
 const char *fleece_uri(const struct fleece *fleece, unsigned i);
 const char *fleece_bitmap(const struct fleece *fleece, unsigned i);
+/* Whether the exported bitmap of disk i, which had that size at its checkpoint,
+ * is one that fleece_begin has added, and has all changes since: the disk was
+ * not shrunk, nor the bitmap cleared. */
+int fleece_has_canaries(const struct fleece *fleece, unsigned i,
+                        uint64_t size, bool *whole, struct qlb_error *err);
 /* Whether the jobs still run: else what was read is not the point in time. */
 int fleece_check(struct fleece *fleece, struct qlb_error *err);
-/* Takes all of it away; the first error is told. NULL is allowed. */
-int fleece_end(struct fleece *fleece, struct qlb_error *err);
+/* Takes all of it away, the new bitmaps, too, unless they are to be kept; the
+ * first error is told. The connection is not interruptible from then on. NULL
+ * is allowed. */
+int fleece_end(struct fleece *fleece, bool keep, struct qlb_error *err);
 
 #endif

@@ -33,24 +33,7 @@ static struct stock *stock_of(struct source *source)
     return (struct stock *)source;
 }
 
-static int stock_list(struct source *source, struct qlb_error *err)
-{
-    struct stock *stock = stock_of(source);
-
-    if (fleece_clear(stock->qmp, err) < 0 ||
-        stock_find_disks(stock->qmp, stock->nodes, stock->names,
-                         stock->n_nodes, source, &stock->disks, err) < 0) {
-        return -1;
-    }
-    if (source->definition != NULL) {
-        return 0;
-    }
-    source->definition = definition_of_qemu(stock->qmp, err);
-    source->definition_type = "json";
-    return source->definition == NULL ? -1 : 0;
-}
-
-/* ---- the point in time ---- */
+/* ---- the disks ---- */
 
 static int find_scratch(struct stock *stock, struct qlb_error *err)
 {
@@ -72,6 +55,63 @@ static int find_scratch(struct stock *stock, struct qlb_error *err)
                : 0;
 }
 
+static void forget_disks(struct stock *stock)
+{
+    struct source *source = &stock->source;
+    char *definition = source->definition;
+
+    for (unsigned i = 0; i < source->n_disks; i++) {
+        free(stock->disks[i].node);
+    }
+    free(stock->disks);
+    stock->disks = NULL;
+    source->definition = NULL;
+    source_release_disks(source);
+    source->definition = definition;
+}
+
+static int find_disks(struct stock *stock, struct qlb_error *err)
+{
+    return stock_find_disks(stock->qmp, stock->nodes, stock->names,
+                            stock->n_nodes, &stock->source, &stock->disks,
+                            err);
+}
+
+/* The scratch folder is by the disks; and what is cleared there may change what
+ * bitmaps they have. */
+static int stock_list(struct source *source, struct qlb_error *err)
+{
+    struct stock *stock = stock_of(source);
+    bool changed;
+
+    if (fleece_clear(stock->qmp, err) < 0 || find_disks(stock, err) < 0 ||
+        find_scratch(stock, err) < 0 ||
+        fleece_sweep(stock->qmp, stock->folder, &changed, err) < 0) {
+        return -1;
+    }
+    if (changed) {
+        forget_disks(stock);
+        if (find_disks(stock, err) < 0) {
+            return -1;
+        }
+    }
+    if (source->definition != NULL) {
+        return 0;
+    }
+    source->definition = definition_of_qemu(stock->qmp, err);
+    source->definition_type = "json";
+    return source->definition == NULL ? -1 : 0;
+}
+
+/* ---- the point in time ---- */
+
+static void make_full(struct source_disk *disk, const char *reason)
+{
+    disk->incremental = false;
+    free(disk->reason);
+    disk->reason = strdup(reason);
+}
+
 static void plan_disk(struct stock *stock, unsigned i)
 {
     struct source_disk *disk = &stock->source.disks[i];
@@ -82,6 +122,9 @@ static void plan_disk(struct stock *stock, unsigned i)
     plan->filename = disk->filename;
     plan->size = stock->disks[i].size;
     disk->incremental = !qlb_uuid_is_zero(&disk->since);
+    if (disk->incremental && plan->size < disk->since_size) {
+        make_full(disk, "the disk was shrunk since");
+    }
     if (disk->incremental) {
         plan->changes = stock_bitmap_name(&disk->since, stock->bitmaps[i][1]);
     }
@@ -90,9 +133,8 @@ static void plan_disk(struct stock *stock, unsigned i)
                                          stock->bitmaps[i][0]);
         disk->bitmap = strdup(plan->bitmap);
     } else {
-        free(disk->reason);
-        disk->reason = strdup("the image is of an old version (compat=0.10), "
-                              "which can't keep dirty bitmaps");
+        make_full(disk, "the image is of an old version (compat=0.10), which "
+                  "can't keep dirty bitmaps");
     }
     if (qlb_uuid_is_zero(&disk->image)) {
         disk->image = tool_random_uuid();
@@ -116,19 +158,48 @@ static int make_plan(struct stock *stock, struct qlb_error *err)
     return 0;
 }
 
+/* Whether the parents' bitmaps tell all. */
+static int check_bitmaps(struct stock *stock, struct qlb_error *err)
+{
+    for (unsigned i = 0; i < stock->source.n_disks; i++) {
+        struct source_disk *disk = &stock->source.disks[i];
+        bool whole = true;
+
+        if (disk->incremental &&
+            fleece_has_canaries(stock->fleece, i, disk->since_size, &whole,
+                                err) < 0) {
+            return -1;
+        }
+        if (!whole) {
+            make_full(disk, "the disk was shrunk since, or its bitmap "
+                      "cleared");
+        }
+    }
+    return 0;
+}
+
 static int stock_begin(struct source *source,
                        const struct dump_request *request,
                        struct qlb_error *err)
 {
     struct stock *stock = stock_of(source);
+    struct qlb_error ignored;
 
     source->set = tool_random_uuid();
-    if (find_scratch(stock, err) < 0 || make_plan(stock, err) < 0) {
+    if (make_plan(stock, err) < 0) {
         return -1;
     }
     stock->fleece = fleece_begin(stock->qmp, stock->folder, stock->plan,
                                  source->n_disks, &source->time, err);
-    return stock->fleece == NULL ? -1 : 0;
+    if (stock->fleece == NULL) {
+        return -1;
+    }
+    if (check_bitmaps(stock, err) < 0) {
+        fleece_end(stock->fleece, false, &ignored);
+        stock->fleece = NULL;
+        return -1;
+    }
+    return 0;
 }
 
 /* ---- the dump ---- */
@@ -140,11 +211,12 @@ static int dump_disk(void *opaque, unsigned i,
     struct stock *stock = opaque;
     struct source_disk *disk = &stock->source.disks[i];
     struct nbddump_options nbd = {
-        .bitmap = fleece_bitmap(stock->fleece, i),
+        .bitmap = disk->incremental ? fleece_bitmap(stock->fleece, i) : NULL,
         .uuid = stock->checkpoints[i],
         .image_uuid = disk->image,
         .set = stock->source.set,
-        .parent = disk->since,
+        .parent = disk->incremental ? disk->since
+                                    : (struct qlb_uuid) { .bytes = { 0 } },
         .parent_size = disk->incremental ? disk->since_size : UINT64_MAX,
         .time = stock->source.time,
     };
@@ -198,32 +270,32 @@ static int remove_old_bitmaps(struct stock *stock, unsigned i,
 {
     const struct source_disk *disk = &stock->source.disks[i];
     char name[STOCK_NAME_SIZE];
+    struct qlb_error ignored;
+    int ret = 0;
 
     for (unsigned k = 0; k < disk->n_checkpoints; k++) {
         if (disk->ours[k] &&
             remove_bitmap(stock, i,
                           stock_bitmap_name(&disk->checkpoints[k], name),
-                          err) < 0) {
-            return -1;
+                          ret < 0 ? &ignored : err) < 0) {
+            ret = -1;
         }
     }
-    return 0;
+    return ret;
 }
 
 static int stock_end(struct source *source, bool success,
                      struct qlb_error *err)
 {
     struct stock *stock = stock_of(source);
-    int ret;
+    int ret = fleece_end(stock->fleece, success, err);
 
-    qmp_set_interruptible(stock->qmp, false);
-    ret = fleece_end(stock->fleece, err);
+    /* Where something is left, the next one clears it, and the new bitmap: the
+     * older ones are kept for it. */
     stock->fleece = NULL;
-    for (unsigned i = 0; ret == 0 && i < source->n_disks; i++) {
-        if (success && stock->plan[i].bitmap != NULL) {
+    for (unsigned i = 0; success && ret == 0 && i < source->n_disks; i++) {
+        if (stock->plan[i].bitmap != NULL) {
             ret = remove_old_bitmaps(stock, i, err);
-        } else if (!success && stock->plan[i].bitmap != NULL) {
-            ret = remove_bitmap(stock, i, stock->plan[i].bitmap, err);
         }
     }
     return ret;
@@ -237,10 +309,7 @@ static void stock_free(struct source *source)
     if (stock->fleece != NULL) {
         stock_end(source, false, &ignored);
     }
-    for (unsigned i = 0; i < source->n_disks; i++) {
-        free(stock->disks[i].node);
-    }
-    free(stock->disks);
+    forget_disks(stock);
     free(stock->plan);
     free(stock->checkpoints);
     free(stock->bitmaps);
