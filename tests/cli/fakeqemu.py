@@ -47,6 +47,12 @@ def poke(path, **fields):
     poker.fix_crc()
 
 
+def check_since(mode, since):
+    """Of all disks, and of each."""
+    if since is not None and mode not in ("since", "auto"):
+        raise Refused("'since' goes with modes 'since' and 'auto' only")
+
+
 class Orig:
     """The file of originals, byte by byte as the specification has it."""
 
@@ -143,6 +149,9 @@ class Disk:
     def decide(self, mode, since, label):
         """Whether it is incremental; refuses with modes but auto."""
         self.parent = self.full_reason = None
+        if mode == "since" and since is None:
+            raise Refused("Mode 'since' wants 'since'")
+        check_since(mode, since)
         try:
             self.parent = self.find_parent(mode, since, label)
         except Refused as reason:
@@ -387,6 +396,7 @@ class Monitor:
         mode = arguments.get("mode", "full")
         label = arguments.get("label", "default")
         names = [entry["device"] for entry in arguments["disks"]]
+        check_since(mode, arguments.get("since"))
         for entry in arguments["disks"]:
             name = entry["device"]
             if name not in self.disks:
