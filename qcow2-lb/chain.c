@@ -888,6 +888,16 @@ static int find_next(struct qlb_chain *chain, uint64_t *number,
     return 0;
 }
 
+void qlb_chain_seek(struct qlb_chain *chain, uint64_t number)
+{
+    if (number < chain->cursor) {
+        for (unsigned i = 0; i < chain->n_members; i++) {
+            chain->members[i].next = 0;
+        }
+    }
+    chain->cursor = number;
+}
+
 int qlb_chain_next_page(struct qlb_chain *chain,
                         const struct qlb_chain_page **page,
                         struct qlb_error *err)
@@ -906,6 +916,25 @@ int qlb_chain_next_page(struct qlb_chain *chain,
         }
         chain->cursor = number + 1;
     } while (chain->page.n_frames == 0 && chain->page.n_runs == 0);
+    *page = &chain->page;
+    return 1;
+}
+
+int qlb_chain_page_at(struct qlb_chain *chain, uint64_t number,
+                      const struct qlb_chain_page **page, uint64_t *next,
+                      struct qlb_error *err)
+{
+    qlb_chain_seek(chain, number);
+    if (find_next(chain, next, err) < 0) {
+        return -1;
+    }
+    if (*next != number) {
+        return 0;
+    }
+    if (make_page(chain, number, err) < 0) {
+        return -1;
+    }
+    chain->cursor = number + 1;
     *page = &chain->page;
     return 1;
 }

@@ -73,4 +73,15 @@ int qlb_chain_next_page(struct qlb_chain *chain,
                         const struct qlb_chain_page **page,
                         struct qlb_error *err);
 
+/* The next page is the first that has content at or after `number`, be that
+ * further on or back. */
+void qlb_chain_seek(struct qlb_chain *chain, uint64_t number);
+
+/* That page alone, so that damage to others does not matter: 1, and *page is
+ * valid as above (it may be empty); 0: no member has it, and none has one
+ * before *next (UINT64_MAX: the end); -1. */
+int qlb_chain_page_at(struct qlb_chain *chain, uint64_t number,
+                      const struct qlb_chain_page **page, uint64_t *next,
+                      struct qlb_error *err);
+
 #endif

@@ -282,7 +282,9 @@ struct qlb_image *qlb_image_open(const char *path, unsigned flags,
         qlb_image_close(image);
         return NULL;
     }
-    image->header = qlb_qcow2_header_read(image->io, true, err);
+    image->header = flags & QLB_IMAGE_UNFINISHED
+                        ? qlb_qcow2_header_read_unfinished(image->io, err)
+                        : qlb_qcow2_header_read(image->io, true, err);
     if (image->header == NULL) {
         qlb_image_close(image);
         return NULL;

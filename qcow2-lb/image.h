@@ -15,6 +15,7 @@
 #include "bitmap_ext.h"
 #include "error.h"
 #include "qcow2_map.h"
+#include "qcow2_patch.h"
 
 struct qlb_image;
 
@@ -22,6 +23,8 @@ enum qlb_image_flags {
     QLB_IMAGE_WRITE = 1, /* open for changes; takes the writer's locks */
     QLB_IMAGE_NO_LOCK = 2, /* read what a running QEMU has open */
     QLB_IMAGE_DIRECT = 4, /* past the page cache; not with WRITE */
+    QLB_IMAGE_UNFINISHED = 8, /* also where a rollback was not finished, which
+                                 is QLB_E_UNTRUSTED else */
 };
 
 /* Opens a qcow2 image (any; livebackup may be off) and reads its state. A
@@ -64,6 +67,21 @@ struct qlb_changes *qlb_image_changes(struct qlb_image *image, unsigned i,
 struct qlb_changes *qlb_image_changes_between(struct qlb_image *image,
                                               unsigned i, unsigned until,
                                               struct qlb_error *err);
+/* What a dirty bitmap of that name says, of any program that keeps one in the
+ * image, has changed since it was added; the disk had that many bytes then.
+ * QLB_E_UNTRUSTED where it does not tell: there is none, it does not record by
+ * itself, it is in use, what wrote to the image last knew nothing of it, or
+ * one of its canaries is gone: the bits of the first and the last granule of
+ * that time, which whoever added it has set (stock-qemu.md, "Trust"). */
+struct qlb_changes *qlb_image_named_changes(struct qlb_image *image,
+                                            const char *name,
+                                            uint64_t since_size,
+                                            struct qlb_error *err);
+/* Calls fn with the names of the bitmaps that record by themselves and are not
+ * in use: none where the directory can't be trusted. */
+void qlb_image_each_bitmap(const struct qlb_image *image,
+                           void (*fn)(void *opaque, const char *name),
+                           void *opaque);
 /* The first changed range at or after offset, in bytes, clipped to the
  * present virtual size (length 0: none). Growth counts as changed: what lies
  * above the smallest size of the checkpoints from i on. Ranges that touch need
@@ -144,5 +162,42 @@ struct qlb_recovery {
  * says to use `qemu-img check -r`. */
 int qlb_image_recover(struct qlb_image *image, struct qlb_recovery *recovery,
                       struct qlb_error *err);
+
+/* ---- rollback in place ---- */
+
+/* Its order (livebackup-extension.md): begin; what qlb_image_patch gives,
+ * flushed and closed; free_leaks, where the image was unfinished before;
+ * finish. After a failure the image stays unfinished, and all is to be done
+ * again. */
+
+/* Whether a rollback was begun and not finished. */
+bool qlb_image_is_unfinished(const struct qlb_image *image);
+
+/* Whether the image can be rolled back in place to that size at all.
+ * QLB_E_RUNTIME where it can't, saying why. */
+int qlb_image_check_rollback(const struct qlb_image *image, uint64_t size,
+                             struct qlb_error *err);
+
+/* Marks the image as unfinished. since: the checkpoint whose bits tell what is
+ * rewritten (all trusted, or QLB_E_UNTRUSTED), which becomes the newest; -1:
+ * none does, and the list is emptied. */
+int qlb_image_begin_rollback(struct qlb_image *image, int since,
+                             uint64_t size, struct qlb_error *err);
+
+/* For writing the content; to be closed before the next change of the image.
+ * NULL on failure. */
+struct qlb_patch *qlb_image_patch(struct qlb_image *image,
+                                  struct qlb_error *err);
+
+/* Frees what an attempt that was killed has leaked. */
+int qlb_image_free_leaks(struct qlb_image *image, struct qlb_error *err);
+
+/* The content is that of the checkpoint, whose virtual size the disk gets. It
+ * is confirmed, and nothing has changed since. Where livebackup is off it
+ * stays off. */
+int qlb_image_finish_rollback(struct qlb_image *image,
+                              const struct qlb_checkpoint *checkpoint,
+                              const struct qlb_uuid *image_uuid,
+                              struct qlb_error *err);
 
 #endif

@@ -30,23 +30,29 @@ struct qlb_changes {
     uint8_t *data, *work;    /* one cluster each */
 };
 
-/* What lies above the size of any of the checkpoints has changed: that of a
- * later one counts too, since the disk was cut there after the earlier. */
-static void set_growth(struct qlb_changes *changes, unsigned since)
+static void set_growth_above(struct qlb_changes *changes, uint64_t smallest)
 {
-    const struct qlb_ext *ext = &changes->image->ext;
-    uint64_t granule = UINT64_C(1) << ext->granularity_bits;
-    uint64_t smallest = changes->size;
+    uint64_t granule = UINT64_C(1) << changes->granularity_bits;
 
-    for (unsigned i = since; i < ext->n_checkpoints; i++) {
-        smallest = min_u64(smallest, ext->checkpoints[i].virtual_size);
-    }
     changes->growth = changes->size;
     if (smallest < changes->size) {
         /* The granule that holds the old end is partly new. */
         changes->growth = round_down(smallest, granule);
     }
     changes->n_bits = div_round_up(changes->growth, granule);
+}
+
+/* What lies above the size of any of the checkpoints has changed: that of a
+ * later one counts too, since the disk was cut there after the earlier. */
+static void set_growth(struct qlb_changes *changes, unsigned since)
+{
+    const struct qlb_ext *ext = &changes->image->ext;
+    uint64_t smallest = changes->size;
+
+    for (unsigned i = since; i < ext->n_checkpoints; i++) {
+        smallest = min_u64(smallest, ext->checkpoints[i].virtual_size);
+    }
+    set_growth_above(changes, smallest);
 }
 
 static int load_tables(struct qlb_changes *changes, unsigned since,
@@ -69,9 +75,10 @@ static int load_tables(struct qlb_changes *changes, unsigned since,
     return 0;
 }
 
-static struct qlb_changes *changes_new(struct qlb_image *image,
-                                       unsigned since, unsigned until,
-                                       struct qlb_error *err)
+/* Of no bitmap yet. */
+static struct qlb_changes *changes_empty(struct qlb_image *image,
+                                         unsigned granularity_bits,
+                                         struct qlb_error *err)
 {
     struct qlb_changes *changes = calloc(1, sizeof(*changes));
     uint64_t cluster_size = image->header->cluster_size;
@@ -81,11 +88,10 @@ static struct qlb_changes *changes_new(struct qlb_image *image,
         return NULL;
     }
     changes->image = image;
-    changes->granularity_bits = image->ext.granularity_bits;
+    changes->granularity_bits = granularity_bits;
     changes->bits_per_piece = cluster_size * 8;
     changes->size = image->header->virtual_size;
     changes->piece = NO_PIECE;
-    set_growth(changes, since);
     changes->data = malloc(cluster_size);
     changes->work = malloc(cluster_size);
     if (changes->data == NULL || changes->work == NULL) {
@@ -93,6 +99,20 @@ static struct qlb_changes *changes_new(struct qlb_image *image,
         qlb_changes_free(changes);
         return NULL;
     }
+    return changes;
+}
+
+static struct qlb_changes *changes_new(struct qlb_image *image,
+                                       unsigned since, unsigned until,
+                                       struct qlb_error *err)
+{
+    struct qlb_changes *changes =
+        changes_empty(image, image->ext.granularity_bits, err);
+
+    if (changes == NULL) {
+        return NULL;
+    }
+    set_growth(changes, since);
     if (load_tables(changes, since, until, err) < 0) {
         qlb_changes_free(changes);
         return NULL;
@@ -117,6 +137,120 @@ struct qlb_changes *qlb_image_changes_between(struct qlb_image *image,
         return NULL;
     }
     return changes_new(image, i, until, err);
+}
+
+/* ---- bitmaps of other programs ---- */
+
+static bool records(const struct qlb_bitmap_entry *entry)
+{
+    return entry->type == QLB_BITMAP_TYPE_DIRTY &&
+           (entry->flags & QLB_BITMAP_AUTO) != 0 &&
+           (entry->flags & QLB_BITMAP_IN_USE) == 0;
+}
+
+void qlb_image_each_bitmap(const struct qlb_image *image,
+                           void (*fn)(void *opaque, const char *name),
+                           void *opaque)
+{
+    struct qlb_bitmap_entry entry;
+    size_t position = 0;
+
+    if (image->directory_state != QLB_DIRECTORY_GOOD) {
+        return;
+    }
+    while (qlb_bitmap_directory_next(&image->directory, &position, &entry)) {
+        char *name = records(&entry) ? strndup(entry.name, entry.name_size)
+                                     : NULL;
+
+        if (name != NULL) {
+            fn(opaque, name);
+        }
+        free(name);
+    }
+}
+
+static int find_entry(const struct qlb_image *image, const char *name,
+                      struct qlb_bitmap_entry *entry, struct qlb_error *err)
+{
+    size_t position = 0, len = strlen(name);
+
+    if (image->directory_state == QLB_DIRECTORY_STALE) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "a program that knows nothing "
+                        "of bitmaps has written to the image");
+    }
+    if (image->directory_state == QLB_DIRECTORY_DAMAGED ||
+        image->directory_state == QLB_DIRECTORY_UNREADABLE) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s",
+                        image->directory_error.message);
+    }
+    while (image->directory_state == QLB_DIRECTORY_GOOD &&
+           qlb_bitmap_directory_next(&image->directory, &position, entry)) {
+        if (entry->name_size != len || memcmp(entry->name, name, len) != 0) {
+            continue;
+        }
+        if (records(entry)) {
+            return 0;
+        }
+        return qlb_fail(err, QLB_E_UNTRUSTED, "the bitmap %s %s", name,
+                        entry->flags & QLB_BITMAP_IN_USE
+                            ? "was in use when its QEMU was killed"
+                            : "does not record");
+    }
+    return qlb_fail(err, QLB_E_UNTRUSTED, "the image has no bitmap %s", name);
+}
+
+/* The table is the changes' own. */
+static int check_canaries(const struct qlb_changes *changes,
+                          uint64_t since_size, struct qlb_error *err)
+{
+    const struct qlb_image *image = changes->image;
+    uint64_t last = qlb_canary_last(since_size, changes->size,
+                                    changes->granularity_bits);
+    bool first_set, last_set;
+
+    if (qlb_bitmap_read_bit(image->io, image->header, changes->tables[0], 0,
+                            &first_set, err) < 0 ||
+        qlb_bitmap_read_bit(image->io, image->header, changes->tables[0],
+                            last, &last_set, err) < 0) {
+        return -1;
+    }
+    return first_set && last_set && changes->size >= since_size
+               ? 0
+               : qlb_fail(err, QLB_E_UNTRUSTED, "the disk was shrunk since, "
+                          "or its bitmap cleared");
+}
+
+struct qlb_changes *qlb_image_named_changes(struct qlb_image *image,
+                                            const char *name,
+                                            uint64_t since_size,
+                                            struct qlb_error *err)
+{
+    struct qlb_bitmap_entry entry;
+    struct qlb_changes *changes;
+
+    if (image->seen.dirty) {
+        qlb_fail(err, QLB_E_UNTRUSTED, "the image was not closed (dirty)");
+        return NULL;
+    }
+    if (find_entry(image, name, &entry, err) < 0) {
+        return NULL;
+    }
+    changes = changes_empty(image, entry.granularity_bits, err);
+    if (changes == NULL) {
+        return NULL;
+    }
+    set_growth_above(changes, min_u64(since_size, changes->size));
+    if (qlb_bitmap_table_read(image->io, image->header, &entry,
+                              &changes->tables[0], err) < 0) {
+        qlb_changes_free(changes);
+        return NULL;
+    }
+    changes->n = 1;
+    if (check_canaries(changes, since_size, err) < 0) {
+        qlb_changes_free(changes);
+        return NULL;
+    }
+    return changes;
 }
 
 void qlb_changes_free(struct qlb_changes *changes)

@@ -1,5 +1,6 @@
-/* What image.c, image_changes.c, image_update.c, image_recover.c and live.c
- * share: the state of an open image. Of no interest to others.
+/* What image.c, image_changes.c, image_update.c, image_recover.c,
+ * image_rollback.c and live.c share: the state of an open image. Of no
+ * interest to others.
  *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
@@ -71,6 +72,9 @@ unsigned qlb_image_untrusted(const struct qlb_image *image);
 /* Whether the image may be written at all; the message says what to do. */
 int qlb_image_check_writable(const struct qlb_image *image,
                              struct qlb_error *err);
+
+/* Entries that the L1 table must have for a disk of that size. */
+uint32_t qlb_image_l1_entries(const struct qlb_image *image, uint64_t size);
 
 /* For recover: drops the first `drop` checkpoints, bitmaps of ours that are
  * not listed, and a directory that means nothing; replaces a damaged

@@ -31,13 +31,14 @@
 
 enum slot_kind {
     SLOT_KEPT,   /* the bitmap of checkpoint `from` as it is */
-    SLOT_FOLDED, /* that of `from` ORed with that of `with` */
+    SLOT_FOLDED, /* those of `from` to `with`, ORed */
     SLOT_NEW,    /* canaries */
 };
 
-/* A data cluster that has to be written: the OR of two old ones. */
+/* A data cluster that has to be written: the OR of the old ones of all merges
+ * in a row that name it. */
 struct merge {
-    uint64_t a, b, to;
+    uint64_t from, to;
 };
 
 struct slot {
@@ -50,10 +51,24 @@ struct slot {
     char name[QLB_BITMAP_NAME_SIZE];
 };
 
+enum rollback { ROLLBACK_NONE, ROLLBACK_BEGIN, ROLLBACK_FINISH };
+
+/* A table all of whose entries say that every bit is set. */
+struct full_table {
+    uint64_t offset;
+    uint32_t entries;
+};
+
 struct update {
     struct qlb_image *image;
     struct qlb_ext ext;              /* the new one */
     bool remove_ext;
+    enum rollback rollback;
+    bool resized;                    /* at its end: the disk has another size */
+    uint32_t l1_entries;             /* of a new L1 table; 0: none */
+    uint64_t l1_offset;
+    struct full_table *full;         /* for bitmaps of others */
+    size_t n_full;
     struct slot slots[QLB_MAX_CHECKPOINTS]; /* of ext's checkpoints */
     bool from_old;                   /* other bitmaps come from the old one */
     struct qlb_bitmap_directory directory; /* the new one */
@@ -115,6 +130,7 @@ static void update_release(struct update *u)
     }
     qlb_bitmap_directory_release(&u->directory);
     qlb_alloc_close(u->alloc);
+    free(u->full);
     free(u->garbage);
 }
 
@@ -220,59 +236,81 @@ static int make_new_table(struct update *u, struct slot *slot,
                                       err);
 }
 
-/* One entry of the OR. A cluster that only one of the two has is taken over
- * as it is: until the switch the old directory refers to it, afterwards the
- * new one, and nobody writes to it. */
-static int fold_entry(struct update *u, struct slot *slot, uint64_t a,
-                      uint64_t b, uint64_t *to, struct qlb_error *err)
+/* Entry i of the OR of tables. A cluster that only one of them has is taken
+ * over as it is: until the switch the old directory refers to it, afterwards
+ * the new one, and nobody writes to it. */
+static int fold_entry(struct update *u, struct slot *slot,
+                      uint64_t *const *tables, unsigned n_tables, uint64_t i,
+                      struct qlb_error *err)
 {
-    struct merge *merge;
+    uint64_t *to = &slot->table[i];
+    unsigned n = 0;
 
-    if (a == QLB_BITMAP_ONES || b == QLB_BITMAP_ONES) {
-        *to = QLB_BITMAP_ONES;
-        return 0;
+    *to = QLB_BITMAP_ZEROES;
+    for (unsigned t = 0; t < n_tables; t++) {
+        if (tables[t][i] == QLB_BITMAP_ONES) {
+            *to = QLB_BITMAP_ONES;
+            return 0;
+        }
+        if (tables[t][i] != QLB_BITMAP_ZEROES) {
+            *to = tables[t][i];
+            n++;
+        }
     }
-    if (a == QLB_BITMAP_ZEROES || b == QLB_BITMAP_ZEROES) {
-        *to = a | b;
+    if (n < 2) {
         return 0;
     }
     if (allocate_cluster(u, to, err) < 0) {
         return -1;
     }
-    merge = &slot->merges[slot->n_merges++];
-    merge->a = a;
-    merge->b = b;
-    merge->to = *to;
+    for (unsigned t = 0; t < n_tables; t++) {
+        if (tables[t][i] != QLB_BITMAP_ZEROES) {
+            slot->merges[slot->n_merges++] = (struct merge) {
+                .from = tables[t][i], .to = *to,
+            };
+        }
+    }
+    return 0;
+}
+
+static int fold_tables(struct update *u, struct slot *slot, uint64_t **tables,
+                       struct qlb_error *err)
+{
+    struct qlb_image *image = u->image;
+    unsigned n_tables = slot->with - slot->from + 1;
+    uint64_t n = qlb_bitmap_table_entries(image->header,
+                                          u->ext.granularity_bits);
+
+    for (unsigned t = 0; t < n_tables; t++) {
+        if (qlb_bitmap_table_read(image->io, image->header,
+                                  &image->bitmaps[slot->from + t].entry,
+                                  &tables[t], err) < 0) {
+            return -1;
+        }
+    }
+    slot->table = calloc(n, sizeof(*slot->table));
+    slot->merges = calloc(n, n_tables * sizeof(*slot->merges));
+    if (slot->table == NULL || slot->merges == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", image->io->name);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        if (fold_entry(u, slot, tables, n_tables, i, err) < 0) {
+            return -1;
+        }
+    }
     return 0;
 }
 
 static int make_folded_table(struct update *u, struct slot *slot,
                              struct qlb_error *err)
 {
-    struct qlb_image *image = u->image;
-    const struct qlb_bitmap_entry *older = &image->bitmaps[slot->from].entry;
-    const struct qlb_bitmap_entry *newer = &image->bitmaps[slot->with].entry;
-    uint64_t n = qlb_bitmap_table_entries(image->header,
-                                          u->ext.granularity_bits);
-    uint64_t *with QLB_AUTO_FREE = NULL;
+    uint64_t *tables[QLB_MAX_CHECKPOINTS] = { NULL };
+    int ret = fold_tables(u, slot, tables, err);
 
-    slot->merges = calloc(n, sizeof(*slot->merges));
-    if (slot->merges == NULL) {
-        return qlb_fail_errno(err, ENOMEM, "%s", image->io->name);
+    for (unsigned t = 0; t < QLB_MAX_CHECKPOINTS; t++) {
+        free(tables[t]);
     }
-    if (qlb_bitmap_table_read(image->io, image->header, older, &slot->table,
-                              err) < 0 ||
-        qlb_bitmap_table_read(image->io, image->header, newer, &with,
-                              err) < 0) {
-        return -1;
-    }
-    for (uint64_t i = 0; i < n; i++) {
-        if (fold_entry(u, slot, slot->table[i], with[i], &slot->table[i],
-                       err) < 0) {
-            return -1;
-        }
-    }
-    return 0;
+    return ret;
 }
 
 /* ---- the new directory ---- */
@@ -325,18 +363,80 @@ static int make_entry(struct update *u, unsigned i, struct qlb_error *err)
     return qlb_bitmap_directory_append(&u->directory, entry, err);
 }
 
+/* Whether a rollback makes a bitmap of others wrong: it does not get the bits
+ * of what is rewritten, nor another size. */
+static bool must_fill(const struct update *u,
+                      const struct qlb_bitmap_entry *entry)
+{
+    return (entry->flags & QLB_BITMAP_IN_USE) == 0 &&
+           ((u->rollback == ROLLBACK_BEGIN &&
+             (entry->flags & QLB_BITMAP_AUTO)) ||
+            (u->rollback == ROLLBACK_FINISH && u->resized));
+}
+
+/* All bits set are never too few. A bitmap that can't have so many is marked as
+ * inconsistent. */
+static int fill_bitmap(struct update *u, struct qlb_bitmap_entry *entry,
+                       struct qlb_error *err)
+{
+    const struct qlb_qcow2_header *header = u->image->header;
+    struct full_table *grown, *table;
+
+    if (!qlb_bitmap_size_possible(header, entry->granularity_bits)) {
+        entry->flags |= QLB_BITMAP_IN_USE;
+        return 0;
+    }
+    grown = realloc(u->full, (u->n_full + 1) * sizeof(*grown));
+    if (grown == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", u->image->io->name);
+    }
+    u->full = grown;
+    table = &grown[u->n_full++];
+    table->entries = (uint32_t)qlb_bitmap_table_entries(
+        header, entry->granularity_bits);
+    if (qlb_alloc_clusters(u->alloc,
+                           div_round_up(table->entries * UINT64_C(8),
+                                        header->cluster_size),
+                           &table->offset, err) < 0) {
+        return -1;
+    }
+    entry->table_entries = table->entries;
+    entry->table_offset = table->offset;
+    return 0;
+}
+
+static int write_full_table(struct update *u, const struct full_table *full,
+                            struct qlb_error *err)
+{
+    uint64_t *table QLB_AUTO_FREE = calloc(full->entries, sizeof(*table));
+
+    if (table == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", u->image->io->name);
+    }
+    for (uint32_t i = 0; i < full->entries; i++) {
+        table[i] = QLB_BITMAP_ONES;
+    }
+    return qlb_bitmap_table_write(u->image->io, u->image->header, table,
+                                  full->entries, full->offset, err);
+}
+
 /* Other people's bitmaps, which are kept as they are: only where everything
  * in their entries is understood can they be kept rightly. */
 static int keep_other(struct update *u, const struct qlb_bitmap_entry *entry,
                       struct qlb_error *err)
 {
+    struct qlb_bitmap_entry kept = *entry;
+
     if (entry->type != QLB_BITMAP_TYPE_DIRTY) {
         return qlb_fail(err, QLB_E_RUNTIME, "%s: the bitmap \"%.*s\" has an "
                         "unknown type; nothing is written",
                         u->image->io->name, (int)entry->name_size,
                         entry->name);
     }
-    return qlb_bitmap_directory_append(&u->directory, entry, err);
+    if (must_fill(u, &kept) && fill_bitmap(u, &kept, err) < 0) {
+        return -1;
+    }
+    return qlb_bitmap_directory_append(&u->directory, &kept, err);
 }
 
 /* Steps 1 and half of 2 in memory: all clusters reserved, all entries made. */
@@ -403,14 +503,17 @@ static int write_merges(struct update *u, const struct slot *slot,
     const struct qlb_qcow2_header *header = u->image->header;
     struct qlb_blkio *io = u->image->io;
 
-    for (size_t i = 0; i < slot->n_merges; i++) {
-        const struct merge *merge = &slot->merges[i];
+    for (size_t i = 0; i < slot->n_merges;) {
+        uint64_t to = slot->merges[i].to;
 
         memset(data, 0, header->cluster_size);
-        if (qlb_bitmap_or_cluster(io, header, merge->a, data, work, err) < 0 ||
-            qlb_bitmap_or_cluster(io, header, merge->b, data, work, err) < 0 ||
-            qlb_blkio_write(io, data, header->cluster_size, merge->to,
-                            err) < 0) {
+        for (; i < slot->n_merges && slot->merges[i].to == to; i++) {
+            if (qlb_bitmap_or_cluster(io, header, slot->merges[i].from, data,
+                                      work, err) < 0) {
+                return -1;
+            }
+        }
+        if (qlb_blkio_write(io, data, header->cluster_size, to, err) < 0) {
             return -1;
         }
     }
@@ -444,6 +547,11 @@ static int write_all(struct update *u, struct qlb_error *err)
     }
     for (unsigned i = 0; i < u->ext.n_checkpoints; i++) {
         if (write_slot(u, &u->slots[i], data, work, err) < 0) {
+            return -1;
+        }
+    }
+    for (size_t i = 0; i < u->n_full; i++) {
+        if (write_full_table(u, &u->full[i], err) < 0) {
             return -1;
         }
     }
@@ -571,7 +679,8 @@ static void collect_garbage(struct update *u)
                                                     &position, &entry)) {
         size_t before = u->n_garbage;
 
-        if (qlb_bitmap_name_is_ours(entry.name, entry.name_size) &&
+        if ((u->n_full > 0 ||
+             qlb_bitmap_name_is_ours(entry.name, entry.name_size)) &&
             qlb_bitmap_each_cluster(image->io, image->header, &entry,
                                     add_garbage, u, &ignored) < 0) {
             u->n_garbage = before;
@@ -589,6 +698,53 @@ static void collect_garbage(struct update *u)
     }
 }
 
+/* ---- a larger L1 table ---- */
+
+static int make_l1(struct update *u, struct qlb_error *err)
+{
+    return u->l1_entries == 0
+               ? 0 : qlb_alloc_clusters(u->alloc,
+                                        div_round_up(u->l1_entries * 8ull,
+                                                     u->image->header
+                                                         ->cluster_size),
+                                        &u->l1_offset, err);
+}
+
+/* The old entries, and empty ones. */
+static int write_l1(struct update *u, struct qlb_error *err)
+{
+    const struct qlb_qcow2_header *header = u->image->header;
+    size_t bytes = round_up(u->l1_entries * UINT64_C(8),
+                            header->cluster_size);
+    uint8_t *table QLB_AUTO_FREE = NULL;
+
+    if (u->l1_entries == 0) {
+        return 0;
+    }
+    table = calloc(1, bytes);
+    if (table == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "%s", u->image->io->name);
+    }
+    return qlb_blkio_read(u->image->io, table,
+                          header->l1_entries * UINT64_C(8),
+                          header->l1_offset, err) < 0
+               ? -1 : qlb_blkio_write(u->image->io, table, bytes,
+                                      u->l1_offset, err);
+}
+
+static void add_old_l1(struct update *u)
+{
+    const struct qlb_qcow2_header *header = u->image->header;
+    struct qlb_error ignored;
+
+    if (u->l1_entries > 0 && header->l1_entries > 0 &&
+        add_garbage(u, header->l1_offset,
+                    round_up(header->l1_entries * UINT64_C(8),
+                             header->cluster_size), &ignored) == 0) {
+        sort_garbage(u);
+    }
+}
+
 /* ---- step 3: switch ---- */
 
 static int set_header(struct update *u, struct qlb_error *err)
@@ -596,6 +752,19 @@ static int set_header(struct update *u, struct qlb_error *err)
     struct qlb_qcow2_header *header = u->image->header;
     uint8_t data[QLB_EXT_SIZE];
 
+    if (u->l1_entries > 0) {
+        header->l1_entries = u->l1_entries;
+        header->l1_offset = u->l1_offset;
+    }
+    if (u->rollback != ROLLBACK_NONE) {
+        if (qlb_qcow2_header_mark_rollback(
+                header, u->rollback == ROLLBACK_BEGIN, err) < 0) {
+            return -1;
+        }
+        if (!u->image->on) {
+            return 0; /* livebackup is off, and stays so */
+        }
+    }
     qlb_ext_encode(&u->ext, data);
     if (u->remove_ext) {
         header->autoclear &= ~QLB_AUTOCLEAR_LIVEBACKUP;
@@ -693,7 +862,7 @@ static int commit_header(struct update *u, bool keep_open,
 /* Steps 1 and 2. Killed in here: the old state, clusters leaked. */
 static int prepare(struct update *u, struct qlb_error *err)
 {
-    if (make_directory(u, err) < 0) {
+    if (make_directory(u, err) < 0 || make_l1(u, err) < 0) {
         return -1;
     }
     if (qlb_alloc_commit(u->alloc, err) < 0) {
@@ -701,10 +870,11 @@ static int prepare(struct update *u, struct qlb_error *err)
         u->image->lost = true;
         return -1;
     }
-    if (write_all(u, err) < 0) {
+    if (write_l1(u, err) < 0 || write_all(u, err) < 0) {
         return -1;
     }
     collect_garbage(u);
+    add_old_l1(u);
     return 0;
 }
 
@@ -1055,6 +1225,98 @@ int qlb_image_end_backup(struct qlb_image *image, unsigned i,
     clear_backup(&u.ext);
     memcpy(u.ext.checkpoints[i].root, root, sizeof(u.ext.checkpoints[i].root));
     return commit_confirm(&u, i, err);
+}
+
+/* ---- rollback in place ---- */
+
+static void plan_drop_newer(struct update *u, unsigned i)
+{
+    while (u->ext.n_checkpoints > i + 1) {
+        plan_drop(u, u->ext.n_checkpoints - 1);
+    }
+}
+
+int qlb_image_begin_rollback(struct qlb_image *image, int since,
+                             uint64_t size, struct qlb_error *err)
+{
+    struct update u;
+    uint32_t entries = qlb_image_l1_entries(image, size);
+    int ret;
+
+    if (qlb_image_check_rollback(image, size, err) < 0 ||
+        update_begin(&u, image, err) < 0) {
+        return -1;
+    }
+    image->may_undo = false;
+    u.rollback = ROLLBACK_BEGIN;
+    u.l1_entries = entries > image->header->l1_entries ? entries : 0;
+    clear_backup(&u.ext);
+    if (since < 0) {
+        plan_drop_front(&u, u.ext.n_checkpoints);
+    } else if (qlb_image_trust_since(image, (unsigned)since) != QLB_TRUSTED) {
+        return qlb_image_fail_trust(
+            image, qlb_image_trust_since(image, (unsigned)since), err);
+    } else if ((unsigned)since + 1 < u.ext.n_checkpoints) {
+        u.slots[since].kind = SLOT_FOLDED;
+        u.slots[since].with = u.ext.n_checkpoints - 1;
+        plan_drop_newer(&u, (unsigned)since);
+    }
+    ret = commit(&u, err);
+    if (ret < 0 && err->code == QLB_E_USAGE) { /* no room for the mark */
+        image->header->incompatible &= ~QLB_INCOMPAT_ROLLBACK;
+        err->code = QLB_E_RUNTIME;
+    }
+    update_release(&u);
+    return ret;
+}
+
+/* The list of the new state. Where the size was changed the older bitmaps
+ * don't fit the disk any more. */
+static void plan_finish(struct update *u,
+                        const struct qlb_checkpoint *checkpoint, bool resized)
+{
+    int i = qlb_ext_find(&u->ext, &checkpoint->uuid);
+    unsigned n;
+
+    if (resized || i < 0 || (unsigned)i + 1 != u->ext.n_checkpoints) {
+        plan_drop_front(u, u->ext.n_checkpoints);
+        plan_append(u, checkpoint);
+    }
+    n = u->ext.n_checkpoints - 1;
+    u->ext.checkpoints[n] = *checkpoint;
+    u->ext.checkpoints[n].confirmed = true;
+    u->ext.checkpoints[n].virtual_size = u->image->header->virtual_size;
+    u->slots[n].kind = SLOT_NEW;
+}
+
+int qlb_image_finish_rollback(struct qlb_image *image,
+                              const struct qlb_checkpoint *checkpoint,
+                              const struct qlb_uuid *image_uuid,
+                              struct qlb_error *err)
+{
+    struct update u;
+    uint64_t size = checkpoint->virtual_size;
+    bool resized = size != image->header->virtual_size;
+    int ret;
+
+    if (update_begin(&u, image, err) < 0) {
+        return -1;
+    }
+    u.rollback = ROLLBACK_FINISH;
+    u.resized = resized;
+    /* Bitmaps are made for the new size. The old ones are not trusted with a
+     * header of that size, should one be written before the switch: then a
+     * rollback that is begun again compares the whole disk. */
+    image->header->virtual_size = image->header->size_field = size;
+    if (image->on && size > 0) {
+        u.ext.image_uuid = *image_uuid;
+        plan_finish(&u, checkpoint, resized);
+    } else {
+        plan_drop_front(&u, u.ext.n_checkpoints);
+    }
+    ret = commit(&u, err);
+    update_release(&u);
+    return ret;
 }
 
 /* ---- for recover ---- */

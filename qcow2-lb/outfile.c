@@ -43,6 +43,8 @@ struct qlb_outfile {
     bool owned;       /* the descriptor is closed with the object */
     mode_t type;      /* S_IFMT part */
     uint64_t position; /* bytes appended */
+    const struct qlb_outfile_sink *sink; /* NULL: none */
+    void *opaque;      /* the sink's */
 };
 
 static _Atomic(const char *) temporaries[MAX_TEMPORARIES];
@@ -262,6 +264,19 @@ struct qlb_outfile *qlb_outfile_fd(int fd, const char *name,
     return out;
 }
 
+struct qlb_outfile *qlb_outfile_to_sink(int fd, const char *name,
+                                        const struct qlb_outfile_sink *sink,
+                                        void *opaque, struct qlb_error *err)
+{
+    struct qlb_outfile *out = qlb_outfile_fd(fd, name, err);
+
+    if (out != NULL) {
+        out->sink = sink;
+        out->opaque = opaque;
+    }
+    return out;
+}
+
 /* The step that has just been filled: a hint for the whole file would have the
  * kernel walk over all of it each time. */
 static void start_writeback(struct qlb_outfile *out, uint64_t before)
@@ -273,6 +288,14 @@ static void start_writeback(struct qlb_outfile *out, uint64_t before)
         sync_file_range(out->fd, (off_t)(full - WRITEBACK_STEP),
                         (off_t)WRITEBACK_STEP, SYNC_FILE_RANGE_WRITE);
     }
+}
+
+static int write_failed(const struct qlb_outfile *out, int reason,
+                        struct qlb_error *err)
+{
+    return out->sink != NULL ? out->sink->failed(out->opaque, reason, err)
+                             : qlb_fail_errno(err, reason, "%s: writing",
+                                              out->name);
 }
 
 int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
@@ -288,8 +311,7 @@ int qlb_outfile_write(struct qlb_outfile *out, const void *buf, size_t len,
             continue;
         }
         if (n <= 0) {
-            return qlb_fail_errno(err, n == 0 ? EIO : errno, "%s: writing",
-                                  out->name);
+            return write_failed(out, n == 0 ? EIO : errno, err);
         }
         done += (size_t)n;
         out->position += (size_t)n; /* what arrived, where the rest fails */
@@ -412,6 +434,11 @@ bool qlb_outfile_is_regular(const struct qlb_outfile *out)
     return out->type == S_IFREG;
 }
 
+bool qlb_outfile_is_stored(const struct qlb_outfile *out)
+{
+    return out->type == S_IFREG || out->sink != NULL;
+}
+
 bool qlb_outfile_is_block_device(const struct qlb_outfile *out)
 {
     return out->type == S_IFBLK;
@@ -478,6 +505,11 @@ static void forget_temporary(struct qlb_outfile *out)
 
 int qlb_outfile_commit(struct qlb_outfile *out, struct qlb_error *err)
 {
+    if (out->sink != NULL) {
+        out->committed = out->sink->commit(out->opaque, out->position,
+                                           err) == 0;
+        return out->committed ? 0 : -1;
+    }
     if (qlb_outfile_sync(out, err) < 0) {
         return -1;
     }
@@ -504,6 +536,9 @@ void qlb_outfile_close(struct qlb_outfile *out)
     }
     if (out->direct >= 0) {
         close(out->direct);
+    }
+    if (out->sink != NULL) {
+        out->sink->free(out->opaque);
     }
     if (out->owned && out->fd >= 0) {
         close(out->fd);

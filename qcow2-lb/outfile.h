@@ -3,7 +3,8 @@
  * A named output is written to a temporary file beside it, synced, and
  * renamed; until then the name does not exist, or still means the old file.
  * If the process is killed, the temporary file (.NAME.XXXXXX.tmp) remains.
- * The other kind wraps a descriptor that was given (standard output).
+ * The other kinds wrap a descriptor that was given (standard output), or one
+ * that ends in a sink (a program that stores elsewhere what it is sent).
  *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
@@ -35,6 +36,22 @@ struct qlb_outfile *qlb_outfile_create(const char *path, unsigned flags,
  * position. */
 struct qlb_outfile *qlb_outfile_fd(int fd, const char *name,
                                    struct qlb_error *err);
+
+struct qlb_outfile_sink {
+    /* Returns 0 when all bytes, that many, are stored for good under the
+     * output's name. */
+    int (*commit)(void *opaque, uint64_t bytes, struct qlb_error *err);
+    /* Writing failed with that errno: tells why. Returns -1. */
+    int (*failed)(void *opaque, int reason, struct qlb_error *err);
+    /* Closes the descriptor; drops what has not been committed. */
+    void (*free)(void *opaque);
+};
+
+/* Wraps a descriptor that leads to a sink. The opaque pointer is the output's
+ * after success. */
+struct qlb_outfile *qlb_outfile_to_sink(int fd, const char *name,
+                                        const struct qlb_outfile_sink *sink,
+                                        void *opaque, struct qlb_error *err);
 
 /* Appends. Bytes reach the file in order; writeback to the disk is started
  * early, so that the final sync has little left to do. */
@@ -76,13 +93,16 @@ int qlb_outfile_descriptor(const struct qlb_outfile *out);
 bool qlb_outfile_is_committed(const struct qlb_outfile *out);
 
 bool qlb_outfile_is_regular(const struct qlb_outfile *out);
+/* Whether a commit proves that all is stored: regular files and sinks. */
+bool qlb_outfile_is_stored(const struct qlb_outfile *out);
 bool qlb_outfile_is_block_device(const struct qlb_outfile *out);
 
 /* fsync where it means something (regular files, block devices). */
 int qlb_outfile_sync(struct qlb_outfile *out, struct qlb_error *err);
 
-/* sync, rename, sync of the folder; nothing to do but the sync for
- * descriptors and block devices. After success only close may follow. */
+/* sync, rename, sync of the folder; a sink's own commit; nothing to do but the
+ * sync for other descriptors and block devices. After success only close may
+ * follow. */
 int qlb_outfile_commit(struct qlb_outfile *out, struct qlb_error *err);
 
 /* Closes and frees; without a commit before, the temporary file is removed.

@@ -21,7 +21,7 @@
 
 #define KNOWN_INCOMPATIBLE                                                    \
     (QLB_INCOMPAT_DIRTY | QLB_INCOMPAT_CORRUPT | QLB_INCOMPAT_DATA_FILE |     \
-     QLB_INCOMPAT_COMPRESSION | QLB_INCOMPAT_EXTL2)
+     QLB_INCOMPAT_COMPRESSION | QLB_INCOMPAT_EXTL2 | QLB_INCOMPAT_ROLLBACK)
 
 #define ULL(n) ((unsigned long long)(n))
 
@@ -579,9 +579,9 @@ static int read_header(struct qlb_qcow2_header *h, struct qlb_blkio *io,
     return parse_header(h, cluster, &raw, for_reading_data, io, err);
 }
 
-struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
-                                               bool for_reading_data,
-                                               struct qlb_error *err)
+static struct qlb_qcow2_header *new_header(struct qlb_blkio *io,
+                                           bool for_reading_data,
+                                           struct qlb_error *err)
 {
     struct qlb_qcow2_header *h = calloc(1, sizeof(*h));
 
@@ -594,6 +594,30 @@ struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
         return NULL;
     }
     return h;
+}
+
+struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
+                                               bool for_reading_data,
+                                               struct qlb_error *err)
+{
+    struct qlb_qcow2_header *h = new_header(io, for_reading_data, err);
+
+    if (h != NULL && for_reading_data &&
+        (h->incompatible & QLB_INCOMPAT_ROLLBACK)) {
+        qlb_fail(err, QLB_E_UNTRUSTED, "%s: a rollback was not finished, its "
+                 "content is of no point in time; run lbrestore --in-place "
+                 "again, or replace it with: lbrestore --force -o %s",
+                 io->name, io->name);
+        qlb_qcow2_header_free(h);
+        return NULL;
+    }
+    return h;
+}
+
+struct qlb_qcow2_header *
+qlb_qcow2_header_read_unfinished(struct qlb_blkio *io, struct qlb_error *err)
+{
+    return new_header(io, true, err);
 }
 
 void qlb_qcow2_header_free(struct qlb_qcow2_header *header)

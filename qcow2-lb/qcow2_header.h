@@ -29,6 +29,8 @@
 #define QLB_INCOMPAT_DATA_FILE (UINT64_C(1) << 2)
 #define QLB_INCOMPAT_COMPRESSION (UINT64_C(1) << 3)
 #define QLB_INCOMPAT_EXTL2 (UINT64_C(1) << 4)
+/* A rollback in place was begun and is not finished (ours). */
+#define QLB_INCOMPAT_ROLLBACK (UINT64_C(1) << 62)
 
 enum qlb_compression { QLB_COMPRESSION_DEFLATE = 0, QLB_COMPRESSION_ZSTD = 1 };
 
@@ -87,11 +89,16 @@ struct qlb_qcow2_header {
  * backing file without a format, an external data file without a name.
  * Errors, which begin with the file's name: QLB_E_DAMAGED where a field
  * breaks the specification or the image is marked corrupt, QLB_E_RUNTIME
- * where the image is fine but unsupported or is no qcow2 image at all.
+ * where the image is fine but unsupported or is no qcow2 image at all,
+ * QLB_E_UNTRUSTED (for_reading_data) where a rollback is not finished.
  * NULL on failure. */
 struct qlb_qcow2_header *qlb_qcow2_header_read(struct qlb_blkio *io,
                                                bool for_reading_data,
                                                struct qlb_error *err);
+/* The same, for_reading_data, by who finishes a rollback. */
+struct qlb_qcow2_header *
+qlb_qcow2_header_read_unfinished(struct qlb_blkio *io,
+                                 struct qlb_error *err);
 void qlb_qcow2_header_free(struct qlb_qcow2_header *header);
 
 /* The only extension of that type; NULL if there is none. *twice (may be
@@ -110,6 +117,9 @@ int qlb_qcow2_header_set_ext(struct qlb_qcow2_header *header, uint32_t type,
  * where the image has none and there is room), or takes it out. */
 int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
                                   struct qlb_error *err);
+/* Sets or clears QLB_INCOMPAT_ROLLBACK, in memory, and its name likewise. */
+int qlb_qcow2_header_mark_rollback(struct qlb_qcow2_header *header, bool on,
+                                   struct qlb_error *err);
 
 /* Whether header, extensions and the end marker fit into the first 4096
  * bytes (and the backing file name there or behind them, within the first

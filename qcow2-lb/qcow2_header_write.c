@@ -22,8 +22,18 @@
     (QLB_AUTOCLEAR_BITMAPS | QLB_AUTOCLEAR_DATA_FILE_RAW |                    \
      QLB_AUTOCLEAR_LIVEBACKUP)
 
-#define LIVEBACKUP_BIT 62
-#define LIVEBACKUP_NAME "livebackup"
+struct feature {
+    enum qlb_feature_type type;
+    uint8_t bit;
+    const char *name; /* at most QLB_FEATURE_NAME bytes */
+};
+
+static const struct feature livebackup = {
+    QLB_FEATURE_AUTOCLEAR, 62, "livebackup",
+};
+static const struct feature rollback = {
+    QLB_FEATURE_INCOMPATIBLE, 62, "unfinished rollback: lbrestore --in-place",
+};
 
 /* QEMU writes a table of its own in place of the one it finds: 8 entries by
  * 7.2 and 10.0. Two more may come. */
@@ -82,15 +92,16 @@ int qlb_qcow2_header_set_ext(struct qlb_qcow2_header *header, uint32_t type,
     return 0;
 }
 
-/* The entry of our bit in a feature name table; size if it has none. */
-static uint32_t find_feature(const struct qlb_header_ext *table)
+/* The entry of a bit in a feature name table; size if it has none. */
+static uint32_t find_feature(const struct qlb_header_ext *table,
+                             const struct feature *feature)
 {
     uint32_t pos;
 
     for (pos = 0; table->size - pos >= QLB_FEATURE_ENTRY;
          pos += QLB_FEATURE_ENTRY) {
-        if (table->data[pos] == QLB_FEATURE_AUTOCLEAR &&
-            table->data[pos + 1] == LIVEBACKUP_BIT) {
+        if (table->data[pos] == feature->type &&
+            table->data[pos + 1] == feature->bit) {
             return pos;
         }
     }
@@ -99,9 +110,10 @@ static uint32_t find_feature(const struct qlb_header_ext *table)
 
 static int remove_feature(struct qlb_qcow2_header *header,
                           const struct qlb_header_ext *table,
+                          const struct feature *feature,
                           struct qlb_error *err)
 {
-    uint32_t pos = find_feature(table);
+    uint32_t pos = find_feature(table, feature);
     uint32_t behind;
     uint8_t *data QLB_AUTO_FREE = NULL;
 
@@ -125,6 +137,7 @@ static int remove_feature(struct qlb_qcow2_header *header,
 
 static int add_feature(struct qlb_qcow2_header *header,
                        const struct qlb_header_ext *table,
+                       const struct feature *feature,
                        struct qlb_error *err)
 {
     /* A tail that is no whole entry means nothing and goes. */
@@ -138,9 +151,9 @@ static int add_feature(struct qlb_qcow2_header *header,
     if (size > 0) {
         memcpy(data, table->data, size);
     }
-    data[size] = QLB_FEATURE_AUTOCLEAR;
-    data[size + 1] = LIVEBACKUP_BIT;
-    memcpy(data + size + 2, LIVEBACKUP_NAME, sizeof(LIVEBACKUP_NAME));
+    data[size] = (uint8_t)feature->type;
+    data[size + 1] = feature->bit;
+    memcpy(data + size + 2, feature->name, strlen(feature->name));
     return qlb_qcow2_header_set_ext(header, QLB_EXT_FEATURE_NAMES, data,
                                     size + QLB_FEATURE_ENTRY, err);
 }
@@ -223,23 +236,39 @@ bool qlb_qcow2_header_has_room(const struct qlb_qcow2_header *header)
     return name_fits(header, end);
 }
 
-int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
-                                  struct qlb_error *err)
+static int name_feature(struct qlb_qcow2_header *header,
+                        const struct feature *feature, bool on,
+                        struct qlb_error *err)
 {
     const struct qlb_header_ext *table;
     uint64_t end = extent_of_extensions(header) + QLB_FEATURE_ENTRY;
 
     table = qlb_qcow2_header_ext(header, QLB_EXT_FEATURE_NAMES, NULL);
     if (!on) {
-        return table ? remove_feature(header, table, err) : 0;
+        return table ? remove_feature(header, table, feature, err) : 0;
     }
     if (table == NULL) {
         end += QLB_EXT_HEAD;
-    } else if (find_feature(table) < table->size) {
+    } else if (find_feature(table, feature) < table->size) {
         return 0;
     }
     /* The name only makes messages better: without room it is left out. */
-    return name_fits(header, end) ? add_feature(header, table, err) : 0;
+    return name_fits(header, end) ? add_feature(header, table, feature, err)
+                                  : 0;
+}
+
+int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
+                                  struct qlb_error *err)
+{
+    return name_feature(header, &livebackup, on, err);
+}
+
+int qlb_qcow2_header_mark_rollback(struct qlb_qcow2_header *header, bool on,
+                                   struct qlb_error *err)
+{
+    header->incompatible &= ~QLB_INCOMPAT_ROLLBACK;
+    header->incompatible |= on ? QLB_INCOMPAT_ROLLBACK : 0;
+    return name_feature(header, &rollback, on, err);
 }
 
 /* ---- encoding ---- */

@@ -5,8 +5,10 @@
  * window is passed over.  So memory is bounded, whatever the image's size, and
  * an image of up to 2 TiB (clusters of 64 KiB) takes one pass.
  *
- * Refcounts that are too high while the cluster is in use are left alone: they
- * cost space only, and lowering one to 1 would make the COPIED flags wrong.
+ * Refcounts that are too high while the cluster is in use cost space only, and
+ * lowering one to 1 would make the COPIED flags of the active tables wrong.  So
+ * they are left alone, unless the caller asks; then only those are to which an
+ * active table has the only reference.
  *
  * SPDX-License-Identifier: LGPL-2.1-or-later
  */
@@ -16,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bitmap.h"
 #include "byteorder.h"
 #include "checked.h"
 #include "cleanup.h"
@@ -44,6 +47,8 @@ struct recount {
     uint64_t file_end;       /* no reference reaches behind this, bytes */
     uint64_t first, n;       /* the window, clusters */
     uint8_t *counts;         /* n; 255: that or more */
+    bool walks_active;       /* in the active L1 and L2 tables now */
+    uint8_t *active;         /* n bits: an entry of those refers to it */
     uint8_t *l2;             /* one cluster */
     uint64_t l2_tables;      /* referred to by the L1 table at hand */
     uint64_t leaks;
@@ -89,6 +94,11 @@ static int mark_aligned(struct recount *r, uint64_t offset, uint64_t length,
 {
     if (offset == 0 || (offset & (r->header->cluster_size - 1)) != 0) {
         return damaged(r, what, offset, err);
+    }
+    if (r->walks_active && (offset >> r->header->cluster_bits) >= r->first &&
+        (offset >> r->header->cluster_bits) - r->first < r->n) {
+        qlb_bit_set(r->active,
+                    (offset >> r->header->cluster_bits) - r->first);
     }
     return mark(r, offset, length, err);
 }
@@ -297,12 +307,19 @@ static int walk_all(struct recount *r, struct qlb_error *err)
     const struct qlb_qcow2_header *header = r->header;
 
     memset(r->counts, 0, r->n);
+    memset(r->active, 0, r->n / 8 + 1);
     if (r->first > r->file_end >> header->cluster_bits) {
         return 0; /* nothing refers to what lies behind the end */
     }
-    if (mark(r, 0, 1, err) < 0 || walk_refcounts(r, err) < 0 ||
-        walk_l1(r, header->l1_offset, header->l1_entries, err) < 0 ||
-        walk_snapshots(r, err) < 0 || walk_bitmaps(r, err) < 0) {
+    if (mark(r, 0, 1, err) < 0 || walk_refcounts(r, err) < 0) {
+        return -1;
+    }
+    r->walks_active = true;
+    if (walk_l1(r, header->l1_offset, header->l1_entries, err) < 0) {
+        return -1;
+    }
+    r->walks_active = false;
+    if (walk_snapshots(r, err) < 0 || walk_bitmaps(r, err) < 0) {
         return -1;
     }
     return 0;
@@ -315,6 +332,22 @@ static int too_low(const struct recount *r, uint64_t cluster,
 {
     return damaged(r, "refcounts are wrong: too low for the cluster",
                    cluster << r->header->cluster_bits, err);
+}
+
+/* What the refcount should be lowered to; itself: it stays. */
+static uint64_t lowered(const struct recount *r, uint64_t refcount,
+                        uint64_t cluster)
+{
+    uint8_t count = r->counts[cluster - r->first];
+
+    if (count == 0) {
+        return 0;
+    }
+    if ((r->flags & QLB_RECOUNT_LOWER) == 0 || count == UINT8_MAX ||
+        (count == 1 && qlb_bit_test(r->active, cluster - r->first))) {
+        return refcount;
+    }
+    return count;
 }
 
 /* One refcount block, whose clusters begin with `cluster`. */
@@ -335,9 +368,10 @@ static int compare_block(struct recount *r, uint64_t index, uint64_t cluster,
         if (refcount < counts[at]) {
             return too_low(r, cluster + at, err);
         }
-        if (refcount > 0 && counts[at] == 0) {
+        if (lowered(r, refcount, cluster + at) < refcount) {
             r->leaks++;
-            qlb_refcount_set(block, order, at, 0);
+            qlb_refcount_set(block, order, at,
+                             lowered(r, refcount, cluster + at));
             first = min_u64(first, at);
             last = at;
         }
@@ -416,10 +450,11 @@ int qlb_qcow2_recount(struct qlb_blkio *io,
         .n = min_u64(round_up(in_file, entries), WINDOW_MAX),
     };
     uint8_t *counts QLB_AUTO_FREE = r.counts = malloc(r.n);
+    uint8_t *active QLB_AUTO_FREE = r.active = malloc(r.n / 8 + 1);
     uint8_t *l2 QLB_AUTO_FREE = r.l2 = malloc(header->cluster_size);
     uint8_t *block QLB_AUTO_FREE = malloc(header->cluster_size);
 
-    if (counts == NULL || l2 == NULL || block == NULL) {
+    if (counts == NULL || active == NULL || l2 == NULL || block == NULL) {
         return qlb_fail_errno(err, ENOMEM, "%s", io->name);
     }
     for (; r.first < end; r.first += r.n) {

@@ -34,6 +34,7 @@ extern "C" {
 #include "live.h"
 #include "qcow2_header.h"
 #include "qcow2_map.h"
+#include "qcow2_patch.h"
 #include "qcow2_writer.h"
 
 /* Archives. */

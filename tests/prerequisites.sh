@@ -17,8 +17,9 @@ report() { # report STATUS NAME [HINT]
     fi
 }
 
-# qemu-io is in qemu-utils, mkfs.ext4 and debugfs in e2fsprogs, certtool and
-# psktool in gnutls-bin, libvirtd in libvirt-daemon, virsh in libvirt-clients
+# qemu-io is in qemu-utils, mkfs.ext4, e2fsck and debugfs in e2fsprogs, mkfs.xfs
+# and xfs_repair in xfsprogs, certtool and psktool in gnutls-bin, sshd in
+# openssh-server, libvirtd in libvirt-daemon, virsh in libvirt-clients
 PATH=$PATH:/usr/sbin:/sbin
 for tool in bats certtool cmp debugfs jq libvirtd mandoc mkfs.ext4 nbdkit nm \
             psktool qemu-img qemu-io qemu-nbd qemu-system-x86_64 strace \

@@ -46,6 +46,7 @@ struct compare {
     unsigned n_jobs, threads;
     struct tool_progress progress;
 
+    const struct compare_options *options;
     uint64_t differing_blocks;
     uint64_t range_start, range_end; /* of the differences not yet printed */
     unsigned printed;
@@ -81,10 +82,28 @@ static uint64_t page_start(const struct compare *c)
     return c->pages_left ? c->page->number * QLB_LBZ_PAGE : UINT64_MAX;
 }
 
+/* The first stripe from the position on that the chain has something in; of
+ * the next page it is only known that it has. */
+static uint64_t next_expected(const struct compare *c)
+{
+    uint64_t start = page_start(c);
+
+    if (c->position < start) {
+        return start;
+    }
+    for (uint64_t b = (c->position - start) / BLOCK; b < QLB_LBZ_PAGE_BLOCKS;
+         b++) {
+        if (c->expected[b] != NULL) {
+            return start + b * BLOCK / QLB_LBZ_STRIPE * QLB_LBZ_STRIPE;
+        }
+    }
+    return start + QLB_LBZ_PAGE;
+}
+
 /* Passes over whole stripes that are empty on both sides. */
 static int skip_empty(struct compare *c, struct qlb_error *err)
 {
-    uint64_t limit = page_start(c);
+    uint64_t limit = next_expected(c);
 
     if (limit > c->size) {
         limit = c->size;
@@ -152,13 +171,23 @@ static int compare_next(void *opaque, void *arg, struct qlb_error *err)
     struct compare_job *job = arg;
     uint64_t left;
 
-    while (c->pages_left && c->position >= page_start(c) + QLB_LBZ_PAGE) {
-        if (load_page(c, err) < 0) {
+    for (;;) {
+        while (c->pages_left && c->position >= page_start(c) + QLB_LBZ_PAGE) {
+            if (load_page(c, err) < 0) {
+                return -1;
+            }
+        }
+        left = c->position;
+        if (skip_empty(c, err) < 0) {
             return -1;
         }
-    }
-    if (skip_empty(c, err) < 0) {
-        return -1;
+        if (c->position == left) {
+            if (c->position >= c->size || c->options->wanted == NULL ||
+                c->options->wanted(c->options->opaque, c->position)) {
+                break;
+            }
+            c->position += QLB_LBZ_STRIPE;
+        }
     }
     if (c->position >= c->size) {
         return 0;
@@ -220,11 +249,17 @@ static int compare_done(void *opaque, void *arg, struct qlb_error *err)
     struct compare *c = opaque;
     struct compare_job *job = arg;
 
-    (void)err;
     for (unsigned i = 0; i < job->n_blocks; i++) {
         uint64_t offset = job->offset + (uint64_t)i * BLOCK;
 
         if (!(job->differing >> i & 1)) {
+            continue;
+        }
+        if (c->options->differs != NULL) {
+            c->differing_blocks++;
+            if (c->options->differs(c->options->opaque, offset, err) < 0) {
+                return -1;
+            }
             continue;
         }
         if (offset != c->range_end || c->range_end == c->range_start) {
@@ -278,8 +313,7 @@ static void release(struct compare *c)
     qlb_disk_reader_free(c->scanner);
 }
 
-static int run(struct compare *c, const struct compare_options *options,
-               struct qlb_error *err)
+static int run(struct compare *c, struct qlb_error *err)
 {
     static const struct qlb_pipeline_ops ops = {
         .next = compare_next,
@@ -288,15 +322,39 @@ static int run(struct compare *c, const struct compare_options *options,
     };
     int ret;
 
-    tool_progress_begin(&c->progress, "compared", options->progress, c->size);
+    tool_progress_begin(&c->progress, "compared", c->options->progress,
+                        c->size);
     ret = qlb_pipeline_run(&ops, c, c->jobs, sizeof(*c->jobs), c->n_jobs,
                            c->threads, &tool_stop, err);
     tool_progress_end(&c->progress);
     print_range(c);
-    if (ret == 0 && c->differing_blocks > 0) {
-        ret = qlb_fail(err, QLB_E_DAMAGED, "%s: %" PRIu64 " blocks of 64 KiB "
-                       "differ from the chain", c->path, c->differing_blocks);
+    return ret;
+}
+
+int compare_open_disk(struct qlb_chain *chain, const struct qlb_disk *disk,
+                      const char *path, uint64_t size,
+                      const struct compare_options *options,
+                      uint64_t *blocks, struct qlb_error *err)
+{
+    const struct qlb_lbz_header *header = qlb_chain_header(chain);
+    struct compare c = {
+        .chain = chain,
+        .disk = disk,
+        .path = path,
+        .size = size,
+        .limit = qlb_disk_content_limit(disk),
+        .digest = header->digest,
+        .digest_size = qlb_digest_size(header->digest),
+        .threads = options->threads,
+        .options = options,
+    };
+    int ret = prepare(&c, err);
+
+    if (ret == 0) {
+        ret = run(&c, err);
     }
+    *blocks = c.differing_blocks;
+    release(&c);
     return ret;
 }
 
@@ -306,31 +364,48 @@ int compare_with_disk(struct qlb_chain *chain, const char *path,
 {
     const struct qlb_lbz_header *header = qlb_chain_header(chain);
     struct qlb_disk *disk = qlb_disk_open(path, QLB_DISK_LOCK, err);
-    struct compare c = {
-        .chain = chain,
-        .disk = disk,
-        .path = path,
-        .digest = header->digest,
-        .digest_size = qlb_digest_size(header->digest),
-        .threads = options->threads,
-    };
+    uint64_t size, blocks;
     int ret = -1;
 
     if (disk == NULL) {
         return -1;
     }
-    c.size = qlb_disk_size(disk);
-    c.limit = qlb_disk_content_limit(disk);
+    size = qlb_disk_size(disk);
     /* qcow2 counts in sectors of 512 bytes, so a restored disk may have a
      * last one that is filled up. */
-    if (c.size != header->virtual_size &&
-        c.size != (header->virtual_size + 511) / 512 * 512) {
+    if (size != header->virtual_size &&
+        size != (header->virtual_size + 511) / 512 * 512) {
         qlb_fail(err, QLB_E_DAMAGED, "%s: has %" PRIu64 " bytes, the chain %"
-                 PRIu64, path, c.size, header->virtual_size);
-    } else if (prepare(&c, err) == 0) {
-        ret = run(&c, options, err);
+                 PRIu64, path, size, header->virtual_size);
+    } else {
+        ret = compare_open_disk(chain, disk, path, size, options, &blocks,
+                                err);
     }
-    release(&c);
+    if (ret == 0 && blocks > 0) {
+        ret = qlb_fail(err, QLB_E_DAMAGED, "%s: %" PRIu64 " blocks of 64 KiB "
+                       "differ from the chain", path, blocks);
+    }
     qlb_disk_close(disk);
     return ret;
+}
+
+int compare_check_identity(const struct qlb_chain *chain,
+                           const struct qlb_ext *ext, const char *path,
+                           struct qlb_error *err)
+{
+    const struct qlb_uuid *uuid = &qlb_chain_header(chain)->image_uuid;
+    char ours[QLB_UUID_TEXT], theirs[QLB_UUID_TEXT];
+
+    if (ext == NULL) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: livebackup is off, so "
+                        "nothing tells whether this is the disk that the "
+                        "archives are of", path);
+    }
+    if (!qlb_uuid_equal(&ext->image_uuid, uuid)) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s: the archives are of "
+                        "another disk: image UUID %s, not %s", path,
+                        qlb_uuid_format(uuid, theirs),
+                        qlb_uuid_format(&ext->image_uuid, ours));
+    }
+    return 0;
 }

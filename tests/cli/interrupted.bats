@@ -172,7 +172,7 @@ backup running since 2023-11-14T22:13:20Z, but no QEMU has the image open; see l
     }
     refused 3 'holds the originals of another backup'
     cp disk.orig.qcow2 other.orig.qcow2
-    printf x | dd of=other.orig.qcow2 bs=1 seek=130 conv=notrunc status=none
+    flip other.orig.qcow2 130
     refused 4 'the header is damaged'
     cp disk.qcow2 other.orig.qcow2
     refused 1 'holds no originals'
@@ -220,4 +220,18 @@ Try 'lbdump --help'."
     wrong '--durable is for a running QEMU; it wants --qmp' \
         --durable -o x disk.qcow2
     wrong 'one DISK is wanted, 0 given' --interrupted -o x
+}
+
+@test "a rollback in place gives it up" {
+    some_disk disk.qcow2
+    dump 0.lbz disk.qcow2
+    change disk.qcow2 'write -P 7 2M 300k'
+    leave
+    [ -e disk.orig.qcow2 ]
+    run_expect 0 lbrestore -q --in-place disk.qcow2 0.lbz
+    expect_stderr ''
+    expect_absent disk.orig.qcow2
+    [ "$(status_of disk.qcow2 .backup)" = null ]
+    [ "$(status_of disk.qcow2 '.checkpoints[-1].uuid')" = "$(uuid_of 0.lbz)" ]
+    lost 'no backup was interrupted'
 }

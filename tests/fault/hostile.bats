@@ -33,3 +33,7 @@ load fault
 @test "hostile images: lbctl" {
     claim hostile_files.py hostile-images-controlled
 }
+
+@test "hostile images: rolled back in place" {
+    claim hostile_files.py hostile-images-rolled-back
+}

@@ -424,5 +424,39 @@ def hostile_images_controlled():
     each(thin(images(), 2), check_control)
 
 
+def is_marked(path):
+    """A rollback was begun and not finished."""
+    return read(path)[72:73] == b"\x40"
+
+
+def check_in_place(case):
+    """lbrestore --in-place, to what plain.lbz holds."""
+    name, _ = case
+    for options in (["--rescan"], []):
+        path = with_companions(name)
+        before = read(path)
+        rolled = run(["lbrestore", "-q", "--threads=2", "--force", *options,
+                      "--in-place", path, "plain.lbz"], bounded=True)
+        rolled.expect(0, 1, 3, 4)
+        if rolled.status != 0:
+            rolled.mentions("^lbrestore: ")
+            if read(path) != before and not is_marked(path):
+                raise Failure(f"a failure that changed the image\n{rolled}")
+            if is_marked(path):
+                rolled.mentions("the rollback is not finished; run it again")
+            continue
+        run(["lbverify", "--image", path, "plain.lbz"],
+            bounded=True).expect(0)
+
+
+@claim
+def hostile_images_rolled_back():
+    """The content of the archive, or a refusal."""
+    cases = images()
+    run(["lbdump", "-q", "--copy", "-o", "plain.lbz",
+         "images/plain.qcow2"]).expect(0)
+    each(thin(cases, 2), check_in_place)
+
+
 if __name__ == "__main__":
     sys.exit(main())

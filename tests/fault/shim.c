@@ -30,6 +30,8 @@
  *                         replayed, with the file's name without its folder:
  *                         "W OFFSET LENGTH NAME\n" and the bytes, after it was
  *                         done; "S NAME\n" before a sync, "D NAME\n" after it
+ *   QLB_FAULT_CLOCK       seconds by which time() is wrong, at the first call, and
+ *   QLB_FAULT_CLOCK_STEP  more with each further one; both may be negative
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -50,6 +52,7 @@
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PAGE 4096
@@ -320,6 +323,30 @@ static size_t torn_length(off_t offset, size_t len)
 static size_t short_length(enum verdict verdict, size_t len)
 {
     return verdict == SHORTEN && len > 1 ? len / 2 : len;
+}
+
+/* ---- the clock ---- */
+
+static long number_of(const char *name)
+{
+    const char *text = getenv(name);
+
+    return text == NULL ? 0 : strtol(text, NULL, 10);
+}
+
+time_t time(time_t *result)
+{
+    static long calls;
+    struct timespec now;
+    long before = __atomic_fetch_add(&calls, 1, __ATOMIC_SEQ_CST);
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    now.tv_sec += number_of("QLB_FAULT_CLOCK") +
+                  before * number_of("QLB_FAULT_CLOCK_STEP");
+    if (result != NULL) {
+        *result = now.tv_sec;
+    }
+    return now.tv_sec;
 }
 
 /* ---- the calls ---- */

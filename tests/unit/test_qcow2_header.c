@@ -326,6 +326,9 @@ static const struct poke pokes[] = {
       "bit contradict each other" },
     { 72, 8, 0x8000000000000020, 1,
       "image: unknown incompatible features: bit 5, bit 63" },
+    { 72, 8, UINT64_C(1) << 62, 3, "image: a rollback was not finished, its "
+      "content is of no point in time; run lbrestore --in-place again, or "
+      "replace it with: lbrestore --force -o image" },
     { 96, 4, 7, 4, "image: damaged header: refcount order 7" },
     { 96, 4, TOO_LARGE, 4,
       "image: damaged header: refcount order 4294967295" },
@@ -525,6 +528,37 @@ static void test_set_ext(void **state)
     assert_int_equal(qlb_qcow2_header_set_ext(h, 77, NULL, 0, &err), 0);
     assert_int_equal(qlb_qcow2_header_set_ext(h, 77, NULL, 0, &err), 0);
     assert_int_equal(h->n_ext, n);
+    qlb_qcow2_header_free(h);
+}
+
+static void test_rollback_mark(void **state)
+{
+    const struct qlb_header_ext *table;
+    struct qlb_qcow2_header *h;
+    struct qlb_error err;
+    uint32_t size;
+
+    (void)state;
+    create("", "1G");
+    h = read_it();
+    size = qlb_qcow2_header_ext(h, QLB_EXT_FEATURE_NAMES, NULL)->size;
+    assert_int_equal(qlb_qcow2_header_mark_rollback(h, true, &err), 0);
+    table = qlb_qcow2_header_ext(h, QLB_EXT_FEATURE_NAMES, NULL);
+    assert_int_equal(table->size, size + 48);
+    assert_memory_equal(table->data + size,
+                        "\0\76unfinished rollback: lbrestore --in-place", 44);
+    assert_int_equal(qlb_qcow2_header_write(h, &image.io, &err), 0);
+    qlb_qcow2_header_free(h);
+    assert_null(qlb_qcow2_header_read(&image.io, true, &err));
+    assert_int_equal(err.code, QLB_E_UNTRUSTED);
+
+    h = qlb_qcow2_header_read_unfinished(&image.io, &err);
+    assert_non_null(h);
+    assert_int_equal(h->incompatible, QLB_INCOMPAT_ROLLBACK);
+    assert_int_equal(qlb_qcow2_header_mark_rollback(h, false, &err), 0);
+    assert_int_equal(h->incompatible, 0);
+    table = qlb_qcow2_header_ext(h, QLB_EXT_FEATURE_NAMES, NULL);
+    assert_int_equal(table->size, size);
     qlb_qcow2_header_free(h);
 }
 
@@ -841,6 +875,7 @@ int main(void)
         cmocka_unit_test(test_long_format_name),
         cmocka_unit_test(test_set_ext),
         cmocka_unit_test(test_name_feature),
+        cmocka_unit_test(test_rollback_mark),
         cmocka_unit_test(test_rewritten_unchanged),
         cmocka_unit_test(test_unknown_things_are_kept),
         cmocka_unit_test(test_bitmaps_are_written),
