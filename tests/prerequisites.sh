@@ -21,18 +21,22 @@ report() { # report STATUS NAME [HINT]
 # and xfs_repair in xfsprogs, certtool and psktool in gnutls-bin, sshd in
 # openssh-server, libvirtd in libvirt-daemon, virsh in libvirt-clients
 PATH=$PATH:/usr/sbin:/sbin
-for tool in bats certtool cmp debugfs jq libvirtd mandoc mkfs.ext4 nbdkit nm \
-            psktool qemu-img qemu-io qemu-nbd qemu-system-x86_64 strace \
-            systemd-analyze virsh xxhsum zstd; do
+for tool in bats busybox certtool cmp debugfs e2fsck jq libvirtd mandoc \
+            mkfs.ext4 mkfs.xfs nbdcopy nbdinfo nbdkit nm psktool qemu-img \
+            qemu-io qemu-nbd qemu-system-x86_64 ssh sshd strace \
+            systemd-analyze virsh xfs_repair xxhsum zstd; do
     command -v "$tool" >/dev/null
     report $? "$tool is installed"
 done
 
-[ "$HAVE_CMOCKA" != '#' ]
+[ "$HAVE_CMOCKA" = yes ]
 report $? "the library was configured with cmocka"
 
-[ "$HAVE_LIBVIRT" != '#' ]
+[ "$HAVE_LIBVIRT" = yes ]
 report $? "lbvm was configured with libvirt"
+
+[ "$HAVE_NBDKIT" = yes ]
+report $? "the plugin for nbdkit was configured"
 
 "$ORACLE_PYTHON" -c 'import xxhash, zstandard' 2>/dev/null
 report $? "$ORACLE_PYTHON has xxhash and zstandard"
