@@ -23,7 +23,7 @@ struct dump_job {
     uint8_t *blocks;   /* QLB_LBZ_STRIPE */
     uint8_t *packed;   /* compressed frames, one after the other */
     unsigned n_frames;
-    struct qlb_lbz_frame *frames; /* at most one for every second block */
+    struct qlb_lbz_frame *frames; /* at most one for every block */
 };
 
 struct dump {
@@ -48,7 +48,7 @@ struct dump {
     struct dump_meter *meter;
 };
 
-enum { MAX_JOB_FRAMES = QLB_LBZ_STRIPE_BLOCKS / 2 };
+enum { MAX_JOB_FRAMES = QLB_LBZ_STRIPE_BLOCKS };
 /* Each frame is given room for the largest one; they are packed tightly. */
 #define PACKED_SIZE (2u * QLB_LBZ_FRAME_MAX)
 
@@ -207,7 +207,8 @@ static int read_blocks(struct dump *dump, struct dump_job *job,
                               length, err);
 }
 
-/* Each run of blocks that are not zero becomes a frame. */
+/* Each run of blocks that are not zero becomes a frame, or several where it is
+ * longer than a frame shall be. */
 static int dump_work(void *opaque, void *arg, unsigned thread,
                      struct qlb_error *err)
 {
@@ -215,7 +216,9 @@ static int dump_work(void *opaque, void *arg, unsigned thread,
     struct dump_job *job = arg;
     uint8_t *packed = job->packed;
     unsigned n = (unsigned)job->n_blocks;
+    unsigned largest = dump->options.frame_blocks;
 
+    largest = largest == 0 ? QLB_LBZ_STRIPE_BLOCKS : largest;
     job->n_frames = 0;
     if (job->zero) {
         return 0;
@@ -223,15 +226,16 @@ static int dump_work(void *opaque, void *arg, unsigned thread,
     if (read_blocks(dump, job, thread, err) < 0) {
         return -1;
     }
-    for (unsigned i = 0, first; i < n; i++) {
+    for (unsigned i = 0, first; i < n;) {
         struct qlb_lbz_frame *frame = &job->frames[job->n_frames];
 
-        for (first = i; i < n; i++) {
+        for (first = i; i < n && i - first < largest; i++) {
             if (qlb_bits_all_zero(job->blocks + i * BLOCK, BLOCK)) {
                 break;
             }
         }
         if (i == first) {
+            i++;
             continue;
         }
         if (qlb_lbz_encode(dump->encoders[thread],

@@ -50,6 +50,7 @@ struct dump_meter {
 
 struct dump_options {
     int level;
+    unsigned frame_blocks; /* at most, in a frame; 0: as many as can be */
     unsigned threads;
     enum qlb_digest_type digest;
     struct tool_rate rate;

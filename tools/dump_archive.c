@@ -60,11 +60,16 @@ int dump_archive_open(struct dump_archive *archive,
                       const struct dump_request *request,
                       struct qlb_error *err)
 {
-    archive->out = archive->path == NULL
-                       ? tool_open_stdout(err)
-                       : qlb_outfile_create(archive->path,
-                                            request->force ? QLB_OUTFILE_FORCE
-                                                           : 0, err);
+    if (archive->path == NULL) {
+        archive->out = tool_open_stdout(err);
+    } else if (request->create != NULL) {
+        archive->out = request->create(request->create_opaque, archive->path,
+                                       err);
+    } else {
+        archive->out = qlb_outfile_create(archive->path,
+                                          request->force ? QLB_OUTFILE_FORCE
+                                                         : 0, err);
+    }
     return archive->out == NULL ? -1 : 0;
 }
 
@@ -85,7 +90,7 @@ int dump_archive_is_disk(const struct dump_archive *archive,
 bool dump_archive_is_safe(const struct dump_archive *archive,
                           const struct dump_request *request)
 {
-    return qlb_outfile_is_regular(archive->out) || request->trust_pipe;
+    return qlb_outfile_is_stored(archive->out) || request->trust_pipe;
 }
 
 bool dump_archive_is_named(const struct dump_archive *archive,

@@ -19,10 +19,14 @@ struct dump_request {
     const char *label;
     bool trust_pipe, force, quiet, json;
     struct dump_options dump;
+    /* Begins the output of that name, from any thread; NULL: it is a file. */
+    struct qlb_outfile *(*create)(void *opaque, const char *name,
+                                  struct qlb_error *err);
+    void *create_opaque;
 };
 
 struct dump_archive {
-    const char *path; /* NULL: standard output */
+    const char *path; /* NULL: standard output; else as request->create takes */
     struct qlb_lbz_header header;
     struct qlb_uuid covered[QLB_MAX_CHECKPOINTS];
     struct qlb_outfile *out;

@@ -134,12 +134,84 @@ static int find_parent(struct imagedump *d, struct qlb_error *err)
     return i;
 }
 
+static bool has_stock_bitmap(const struct imagedump *d)
+{
+    return d->bitmap != NULL && qlb_image_ext(d->image) == NULL;
+}
+
+/* From the bitmap of a stock QEMU, or in full. A bitmap that is damaged says no
+ * more than one that is missing. */
+static int decide_by_bitmap(struct imagedump *d, struct qlb_error *err)
+{
+    struct qlb_error why;
+
+    d->changes = qlb_image_named_changes(d->image, d->bitmap, d->bitmap_size,
+                                         &why);
+    d->incremental = d->changes != NULL;
+    if (d->incremental) {
+        return 0;
+    }
+    if (why.code == QLB_E_RUNTIME) {
+        *err = why;
+        return -1;
+    }
+    snprintf(d->reason, sizeof(d->reason), "%.500s", why.message);
+    return 0;
+}
+
+/* The chain is that of this disk: it can be compared. */
+static int decide_by_rescan(struct imagedump *d, struct qlb_error *err)
+{
+    const struct qlb_lbz_header *header;
+
+    if (rescan_open(&d->rescan, err) < 0) {
+        return -1;
+    }
+    header = qlb_chain_header(d->rescan.chain);
+    d->request.label = header->label;
+    d->request.dump.digest = header->digest;
+    return compare_check_identity(d->rescan.chain, qlb_image_ext(d->image),
+                                  d->path, err);
+}
+
+/* As decide, where there is a chain to compare with. */
+static int decide_with_chain(struct imagedump *d, struct qlb_error *err)
+{
+    struct qlb_error why;
+    int parent;
+
+    if (decide_by_rescan(d, err) < 0) {
+        if (d->request.mode != DUMP_AUTO || err->code != QLB_E_UNTRUSTED) {
+            return -1;
+        }
+        snprintf(d->reason, sizeof(d->reason), "%.500s", err->message);
+        return 0;
+    }
+    d->incremental = true;
+    if (d->request.mode == DUMP_AUTO) {
+        parent = find_parent(d, &why);
+        if (parent >= 0) {
+            d->since_index = (unsigned)parent;
+            return 0;
+        }
+        snprintf(d->reason, sizeof(d->reason), "%.500s", why.message);
+    }
+    d->rescanned = true;
+    return 0;
+}
+
 static int decide(struct imagedump *d, struct qlb_error *err)
 {
     int parent;
 
     if (d->request.mode == DUMP_FULL) {
         return 0;
+    }
+    if (d->rescan.n_inputs > 0) {
+        return decide_with_chain(d, err);
+    }
+    if (has_stock_bitmap(d)) {
+        return decide_by_bitmap(d, err);
     }
     parent = find_parent(d, err);
     if (parent >= 0) {
@@ -166,7 +238,12 @@ void imagedump_say(const struct imagedump *d)
         return;
     }
     if (d->request.mode == DUMP_AUTO) {
-        dump_say_auto(d->path, d->incremental, d->reason);
+        if (d->rescanned) {
+            tool_message("%s: incremental, by comparing the disk with its "
+                         "archives: %s", d->path, d->reason);
+        } else {
+            dump_say_auto(d->path, d->incremental, d->reason);
+        }
     }
     if (d->image == NULL || d->copy) {
         return;
@@ -192,6 +269,24 @@ void imagedump_say(const struct imagedump *d)
 
 /* ---- the header ---- */
 
+/* The state of the chain is the parent. Newer checkpoints of its label, of
+ * which there may be archives, are not needed any more. */
+static void follow_chain(struct imagedump *d, const struct qlb_ext *ext)
+{
+    struct qlb_lbz_header *h = &d->archive.header;
+    int parent;
+
+    h->incremental = true;
+    h->parent = qlb_chain_header(d->rescan.chain)->uuid;
+    parent = qlb_ext_find(ext, &h->parent);
+    for (unsigned i = (unsigned)parent + 1;
+         parent >= 0 && i < ext->n_checkpoints; i++) {
+        if (strcmp(ext->checkpoints[i].label, h->label) == 0) {
+            d->archive.covered[h->n_covered++] = ext->checkpoints[i].uuid;
+        }
+    }
+}
+
 static void make_header(struct imagedump *d)
 {
     const struct qlb_image *image = tracked_image(d);
@@ -208,7 +303,12 @@ static void make_header(struct imagedump *d)
         h->image_uuid = qlb_uuid_is_zero(&d->image_uuid) ? tool_random_uuid()
                                                          : d->image_uuid;
     }
-    if (d->incremental) {
+    if (d->rescanned) {
+        follow_chain(d, ext);
+    } else if (d->incremental && has_stock_bitmap(d)) {
+        h->incremental = true;
+        h->parent = d->request.since;
+    } else if (d->incremental) {
         uint64_t smallest = UINT64_MAX;
 
         /* A larger overlay reads as zeroes above its base. */
@@ -291,10 +391,25 @@ static int changed_and_cut(void *opaque, uint64_t offset, uint64_t *start,
     }
     if (*length == 0) {
         dump_cut_range(d->archive.header.virtual_size,
-                       ext->checkpoints[d->since_index].virtual_size, offset,
-                       start, length);
+                       ext == NULL
+                           ? d->bitmap_size
+                           : ext->checkpoints[d->since_index].virtual_size,
+                       offset, start, length);
     }
     return 0;
+}
+
+static int prepare_rescan(struct imagedump *d, struct dump_ranges *ranges,
+                          struct qlb_error *err)
+{
+    struct compare_options options = {
+        .threads = d->request.dump.threads,
+        .progress = d->request.dump.progress,
+    };
+
+    ranges->opaque = &d->rescan;
+    ranges->next = rescan_next;
+    return rescan_run(&d->rescan, d->disk, d->path, &options, err);
 }
 
 static int prepare_ranges(struct imagedump *d, struct dump_ranges *ranges,
@@ -308,9 +423,14 @@ static int prepare_ranges(struct imagedump *d, struct dump_ranges *ranges,
     if (!d->incremental) {
         return 0;
     }
+    if (d->rescanned) {
+        return prepare_rescan(d, ranges, err);
+    }
     ranges->opaque = d;
     ranges->next = changed_and_cut;
-    d->changes = qlb_image_changes(image, d->since_index, err);
+    if (d->changes == NULL) {
+        d->changes = qlb_image_changes(image, d->since_index, err);
+    }
     if (d->changes == NULL ||
         qlb_changes_bytes(d->changes, &d->request.dump.expected, err) < 0) {
         return -1;
@@ -394,6 +514,12 @@ static int open_output(struct imagedump *d, struct qlb_error *err)
         qlb_disk_has_file(d->disk, &st)) {
         return dump_archive_is_disk(&d->archive, err);
     }
+    if (dump_archive_stat(&d->archive, &st) &&
+        rescan_has_file(&d->rescan, &st)) {
+        return qlb_fail(err, QLB_E_USAGE, "%s: is one of the archives that "
+                        "the dump goes on from", d->archive.path != NULL
+                            ? d->archive.path : "standard output");
+    }
     return dump_archive_open(&d->archive, &d->request, err);
 }
 
@@ -420,7 +546,8 @@ int imagedump_dump(struct imagedump *d, struct qlb_error *err)
     struct dump_ranges ranges;
 
     make_header(d);
-    if (prepare_ranges(d, &ranges, err) < 0 || open_output(d, err) < 0) {
+    /* The output first: a rescan takes hours. */
+    if (open_output(d, err) < 0 || prepare_ranges(d, &ranges, err) < 0) {
         return -1;
     }
     a->writer = qlb_lbz_writer_new(a->out, &a->header, err);
@@ -438,6 +565,7 @@ int imagedump_dump(struct imagedump *d, struct qlb_error *err)
 void imagedump_close(struct imagedump *d)
 {
     dump_archive_close(&d->archive);
+    rescan_close(&d->rescan);
     qlb_changes_free(d->changes);
     qlb_disk_reader_free(d->overlay_reader);
     qlb_image_close(d->image);

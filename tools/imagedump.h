@@ -9,14 +9,22 @@
 #define IMAGEDUMP_H
 
 #include "dump_archive.h"
+#include "rescan.h"
 
 struct imagedump {
     /* asked for; archive.path too */
     const char *path;
     bool copy;                  /* the image is left as it is */
     struct dump_request request; /* since: with DUMP_AUTO too, if not zero */
+    /* Where livebackup is off: a bitmap of a stock QEMU that has what changed
+     * since request.since, when the disk had that many bytes. NULL: none. */
+    const char *bitmap;
+    uint64_t bitmap_size;
     struct qlb_uuid image_uuid; /* where the image has none; zero: random */
     struct qlb_uuid set;        /* zero: none */
+    /* Where it has inputs, the way to an incremental; with DUMP_AUTO only where
+     * there is no trust. The label is that of its chain. */
+    struct rescan rescan;
     uint64_t time;              /* seconds since 1970; 0: now */
 
     /* found and decided */
@@ -27,7 +35,9 @@ struct imagedump {
     bool record;                /* add a checkpoint to the image */
     bool incremental;
     unsigned since_index;
-    char reason[512];           /* why DUMP_AUTO makes a full one; or empty */
+    bool rescanned;             /* incremental, by the rescan */
+    char reason[512];           /* why DUMP_AUTO rescans, or makes a full one;
+                                   or empty */
     struct qlb_changes *changes;
     struct qlb_disk_reader *overlay_reader;
 

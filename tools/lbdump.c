@@ -10,19 +10,21 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
+#include "dump_options.h"
 #include "imagedump.h"
 #include "interrupted.h"
 #include "livedump.h"
+#include "map.h"
 #include "nbddump.h"
 #include "tool.h"
 
 enum {
     OPT_INCREMENTAL = TOOL_OPT_LONG, OPT_SINCE, OPT_AUTO, OPT_OVERLAY,
-    OPT_CHAIN, OPT_COPY, OPT_TRUST_PIPE, OPT_LEVEL, OPT_THREADS,
-    OPT_RATE_LIMIT, OPT_DIGEST, OPT_FORCE, OPT_PROGRESS, OPT_JSON, OPT_QMP,
-    OPT_DISK, OPT_INTERRUPTED, OPT_ORIG, OPT_DURABLE, OPT_BITMAP, OPT_UUID,
-    OPT_IMAGE_UUID, OPT_PARENT, OPT_PARENT_SIZE, OPT_COVERED, OPT_SET,
-    OPT_TIME,
+    OPT_RESCAN, OPT_AUDIT, OPT_SHARE, OPT_SEED, OPT_MAP, OPT_CHAIN, OPT_COPY,
+    OPT_TRUST_PIPE, OPT_FORCE, OPT_JSON, OPT_QMP, OPT_DISK, OPT_INTERRUPTED,
+    OPT_ORIG, OPT_DURABLE, OPT_BITMAP, OPT_UUID, OPT_IMAGE_UUID, OPT_PARENT,
+    OPT_PARENT_SIZE, OPT_COVERED, OPT_SET, OPT_TIME,
 };
 
 static const struct tool_option options[] = {
@@ -32,6 +34,15 @@ static const struct tool_option options[] = {
     { "auto", OPT_AUTO, NULL, "incremental where there is trust, else full" },
     { "overlay", OPT_OVERLAY, NULL,
       "dump what the top overlay holds, on its backing image's checkpoint" },
+    { "rescan", OPT_RESCAN, NULL,
+      "compare the disk with its ARCHIVEs, instead of trusting the tracking" },
+    { "audit", OPT_AUDIT, NULL,
+      "no dump: hold what the tracking calls clean against the ARCHIVEs" },
+    { "share", OPT_SHARE, "PERCENT",
+      "with --audit: of the disk (default: 100)" },
+    { "seed", OPT_SEED, "N", "with --share: which part (default: random)" },
+    { "map", OPT_MAP, "FORMAT",
+      "no dump: print what has changed, as json (the only format)" },
     { "qmp", OPT_QMP, "SOCKET",
       "dump disks of the running QEMU whose monitor is there" },
     { "disk", OPT_DISK, "NAME",
@@ -64,12 +75,7 @@ static const struct tool_option options[] = {
       "confirm though the archive goes into a pipe" },
     { "output", 'o', "FILE", "write the archive to FILE, whole or not at all" },
     { "force", OPT_FORCE, NULL, "replace FILE where it exists" },
-    { "level", OPT_LEVEL, "N", "zstd compression level, 1 to 19 (default: 1)" },
-    { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
-    { "digest", OPT_DIGEST, "NAME", "xxh3 (default) or sha256" },
-    { "rate-limit", OPT_RATE_LIMIT, "RATE",
-      "read at most RATE bytes per second (as 50M)" },
-    { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
+    DUMP_OPTIONS,
     { "quiet", 'q', NULL, "show neither progress nor notes" },
     { "json", OPT_JSON, NULL, "print a summary in JSON" },
     TOOL_COMMON_OPTIONS
@@ -79,6 +85,9 @@ static const struct tool tool = {
     .name = "lbdump",
     .synopsis = "[OPTION]... DISK > ARCHIVE\n"
                 "       lbdump [OPTION]... -o ARCHIVE DISK\n"
+                "       lbdump [OPTION]... --rescan [-o ARCHIVE] ARCHIVE... "
+                "DISK\n"
+                "       lbdump [OPTION]... --audit ARCHIVE... DISK\n"
                 "       lbdump [OPTION]... --qmp=SOCKET [--disk=NAME]... "
                 "[-o ARCHIVE]...\n"
                 "       lbdump [OPTION]... [--bitmap=NAME] [-o ARCHIVE] "
@@ -96,6 +105,9 @@ struct lbdump {
     struct livedump_options live; /* where it has a socket */
     bool interrupted;
     const char *orig;
+    bool rescan, audit, map;
+    struct audit_options audit_options;
+    const char *audit_option;     /* one of those that were given */
     struct nbddump_options nbd;   /* where the path is a URI */
     const char *nbd_option;       /* one of those that were given */
 };
@@ -199,10 +211,39 @@ static void parse_nbd_option(struct lbdump *d, int option)
     }
 }
 
+/* What is done with the archives of the disk, and what is no dump. */
+static bool parse_chain_option(struct lbdump *d, int option)
+{
+    struct audit_options *audit = &d->audit_options;
+
+    switch (option) {
+    case OPT_RESCAN:
+        d->rescan = true;
+        return true;
+    case OPT_AUDIT:
+        d->audit = true;
+        return true;
+    case OPT_SHARE:
+        d->audit_option = "share";
+        audit->share = tool_parse_number(optarg, "--share", 1, 100);
+        return true;
+    case OPT_SEED:
+        d->audit_option = "seed";
+        audit->seed = tool_parse_number(optarg, "--seed", 0, UINT32_MAX);
+        return true;
+    case OPT_MAP:
+        if (strcmp(optarg, "json") != 0) {
+            tool_usage("--map: json is wanted, not '%s'", optarg);
+        }
+        d->map = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
 static void parse_option(struct lbdump *d, int option)
 {
-    struct dump_options *dump = &d->disk.request.dump;
-
     switch (option) {
     case OPT_INCREMENTAL:
         set_mode(d, DUMP_INCREMENTAL);
@@ -249,21 +290,6 @@ static void parse_option(struct lbdump *d, int option)
     case OPT_FORCE:
         d->disk.request.force = true;
         break;
-    case OPT_LEVEL:
-        dump->level = (int)tool_parse_number(optarg, "--level", 1, 19);
-        break;
-    case OPT_THREADS:
-        dump->threads = tool_parse_number(optarg, "--threads", 1, 256);
-        break;
-    case OPT_DIGEST:
-        dump->digest = tool_parse_digest(optarg, "--digest");
-        break;
-    case OPT_RATE_LIMIT:
-        dump->rate.bytes_per_second = tool_parse_size(optarg, "--rate-limit");
-        break;
-    case OPT_PROGRESS:
-        dump->progress = PROGRESS_ON;
-        break;
     case 'q':
         d->disk.request.quiet = true;
         break;
@@ -271,7 +297,10 @@ static void parse_option(struct lbdump *d, int option)
         d->disk.request.json = true;
         break;
     default:
-        parse_nbd_option(d, option);
+        if (!parse_chain_option(d, option) &&
+            !dump_options_take(&d->disk.request.dump, option)) {
+            parse_nbd_option(d, option);
+        }
     }
 }
 
@@ -356,12 +385,89 @@ static void check_nbd_options(const struct lbdump *d)
     }
 }
 
+/* All operands but the last are the chain. */
+static void take_chain(struct lbdump *d, int argc, char **argv)
+{
+    enum dump_mode mode = d->disk.request.mode;
+
+    if (mode != DUMP_INCREMENTAL && mode != DUMP_AUTO) {
+        tool_usage("--rescan wants --incremental or --auto");
+    }
+    if (d->live.socket != NULL || d->interrupted) {
+        tool_usage("--rescan is for a disk that nobody has open; it excludes "
+                   "--qmp and --interrupted");
+    }
+    if (d->labelled) {
+        tool_usage("--rescan keeps the label of the archives; it excludes "
+                   "--chain");
+    }
+    if (argc - optind < 2) {
+        tool_usage("--rescan wants the archives of the disk, and DISK behind "
+                   "them");
+    }
+    d->disk.rescan.inputs = (const char *const *)&argv[optind];
+    d->disk.rescan.n_inputs = (unsigned)(argc - 1 - optind);
+    optind = argc - 1;
+}
+
+/* No dump is made, so hardly any other option has a meaning. */
+static void take_audit(struct lbdump *d, int argc, char **argv)
+{
+    struct audit_options *o = &d->audit_options;
+
+    if (d->rescan || d->disk.request.mode != DUMP_FULL || d->interrupted ||
+        d->live.socket != NULL || d->live.n_outputs > 0) {
+        tool_usage("--audit makes no dump; it excludes the options for one");
+    }
+    if (argc - optind < 2) {
+        tool_usage("--audit wants the archives of the disk, and DISK behind "
+                   "them");
+    }
+    o->inputs = (const char *const *)&argv[optind];
+    o->n_inputs = (unsigned)(argc - 1 - optind);
+    o->path = argv[argc - 1];
+    o->threads = d->disk.request.dump.threads;
+    o->quiet = d->disk.request.quiet;
+    o->progress = o->quiet ? PROGRESS_OFF : d->disk.request.dump.progress;
+}
+
+static void take_map(struct lbdump *d, int argc, char **argv)
+{
+    if (d->disk.request.mode == DUMP_FULL) {
+        d->disk.request.mode = DUMP_INCREMENTAL;
+    }
+    if (d->rescan || d->audit || d->interrupted || d->live.socket != NULL ||
+        d->live.n_outputs > 0 || d->disk.request.mode == DUMP_AUTO ||
+        d->disk.request.mode == DUMP_OVERLAY) {
+        tool_usage("--map makes no dump; it goes with --since and --chain "
+                   "alone");
+    }
+    if (argc - optind != 1) {
+        tool_usage("one DISK is wanted, %d given", argc - optind);
+    }
+    d->disk.path = argv[optind];
+}
+
 static void parse_options(struct lbdump *d, int argc, char **argv)
 {
     int option;
 
     while ((option = tool_getopt(&tool, argc, argv)) != -1) {
         parse_option(d, option);
+    }
+    if (d->audit_option != NULL && !d->audit) {
+        tool_usage("--%s is for --audit", d->audit_option);
+    }
+    if (d->map) {
+        take_map(d, argc, argv);
+        return;
+    }
+    if (d->audit) {
+        take_audit(d, argc, argv);
+        return;
+    }
+    if (d->rescan) {
+        take_chain(d, argc, argv);
     }
     if (d->interrupted) {
         check_interrupted_options(d);
@@ -437,6 +543,18 @@ static int run_image(struct imagedump *disk, struct qlb_error *err)
     return imagedump_confirm(disk, err);
 }
 
+static int print_map(struct lbdump *d)
+{
+    struct qlb_error err;
+    int status = 0;
+
+    if (map_print(&d->disk, &err) < 0) {
+        status = tool_fail(d->disk.path, &err);
+    }
+    imagedump_close(&d->disk);
+    return status;
+}
+
 static int dump_image(struct lbdump *d)
 {
     struct imagedump *disk = &d->disk;
@@ -445,8 +563,10 @@ static int dump_image(struct lbdump *d)
     int status = 0;
 
     if (run_image(disk, &err) < 0) {
-        status = tool_fail(dump_archive_is_named(&disk->archive, &err)
-                               ? NULL : disk->path, &err);
+        bool named = dump_archive_is_named(&disk->archive, &err) ||
+                     rescan_is_named(&disk->rescan, &err);
+
+        status = tool_fail(named ? NULL : disk->path, &err);
         tool_discard_stdout(disk->archive.path == NULL ? disk->archive.out
                                                        : NULL);
     } else {
@@ -460,23 +580,37 @@ static int dump_image(struct lbdump *d)
     return status;
 }
 
+/* One that --seed takes. */
+static uint64_t random_seed(void)
+{
+    struct qlb_uuid random = tool_random_uuid();
+    uint64_t seed = 0;
+
+    for (unsigned i = 0; i < 4; i++) {
+        seed = seed << 8 | random.bytes[i];
+    }
+    return seed;
+}
+
 int main(int argc, char **argv)
 {
     struct lbdump d = {
+        .audit_options = { .share = 100 },
         .nbd = { .parent_size = UINT64_MAX, .time = UINT64_MAX },
-        .disk.request = {
-            .label = "main",
-            .dump = {
-                .level = 1,
-                .threads = tool_default_threads(),
-                .digest = QLB_DIGEST_XXH3_128,
-            },
-        },
+        .disk.request.label = "main",
     };
     int status;
 
     tool_begin("lbdump");
+    dump_options_init(&d.disk.request.dump);
+    d.audit_options.seed = random_seed();
     parse_options(&d, argc, argv);
+    if (d.audit) {
+        return audit(&d.audit_options);
+    }
+    if (d.map) {
+        return print_map(&d);
+    }
     if (d.live.socket != NULL) {
         return dump_live(&d);
     }

@@ -7,7 +7,8 @@
 
 Each generation changes the disk with stock QEMU tools (writes, zeroes,
 discards, snapshots, resizes) and makes an archive of a random kind; in between
-checkpoints are confirmed late, pruned, recovered, and archives are merged. What
+checkpoints are confirmed late, pruned, recovered, archives are merged, and the disk is
+rolled back to one of them. What
 the guest read at each archive's time is kept as a digest. In the end every
 archive is restored by lbrestore and by the independent implementation.
 
@@ -338,6 +339,36 @@ class History:
         self.add(path, content)
         self.archives[path]["merged"] = True
 
+    def roll_back(self):
+        """The disk becomes what it was at some archive's time."""
+        path = self.random.choice(
+            [p for p, a in self.archives.items() if "merged" not in a])
+        chain = self.chain_of(path)
+        if chain is None:
+            return
+        want = self.archives[path]
+        others = self.random.sample(
+            [p for p, a in self.archives.items() if "merged" not in a
+             and p not in chain and self.chain_of(p)],
+            self.random.choice([0, 0, 1]) if len(self.archives) >
+            len(chain) + 5 else 0)
+        for other in others:
+            chain += [p for p in self.chain_of(other) if p not in chain]
+        self.random.shuffle(chain)
+        options = self.random.choice([[], [], [], ["--rescan"]])
+        self.run("lbrestore", "-q", "--at", want["uuid"], *options,
+                 "--in-place", DISK, *chain)
+        if self.content() != want["content"]:
+            raise Surprise(f"rolled back to {path}: {self.content()}, not "
+                           f"{want['content']}")
+        self.judge(wrote=True)
+        # It is confirmed now, whether it was piped or not.
+        self.pending = [p for p in self.pending if p[0] != want["uuid"]]
+        newest = self.status()["checkpoints"][-1]
+        if newest["uuid"] != want["uuid"] or not newest["trusted"] or \
+                not newest["confirmed"]:
+            raise Surprise(f"rolled back to {path}: {newest}")
+
     # -- the end
 
     def restore(self, path):
@@ -372,8 +403,9 @@ class History:
             self.change()
             self.dump()
             for action in self.random.choices(
-                    [self.confirm, self.prune, self.recover, self.merge],
-                    [4, 1, 1, 3], k=self.random.choice([0, 1, 1, 2])):
+                    [self.confirm, self.prune, self.recover, self.merge,
+                     self.roll_back],
+                    [4, 1, 1, 3, 3], k=self.random.choice([0, 1, 1, 2])):
                 action()
         newest = list(self.archives)[-1]
         self.run("lbverify", newest)
