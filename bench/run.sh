@@ -34,15 +34,16 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
   -n N         runs of each contender (default: 5)
   --only ROW   only that row; may be repeated. Rows: dump size restore verify
-               merge incremental memory tracking; and live, which is left out
+               merge incremental memory tracking; and live and vm, left out
                unless asked for
   --small      a tenth of the size, to try things out
   --dir DIR    keep disks and archives there (default: build/bench; 30 GiB)
   --out DIR    let the contenders write there (default: out in that directory)
   --markdown   print the table for docs/benchmark.md
 
-live (with fio as the guest) prints a table of its own: what a backup costs a guest
-that writes, ours and those of a stock QEMU.
+live and vm print tables of their own: what a backup costs a guest that writes (fio
+is the guest), ours and those of a stock QEMU; and lbvm with a machine of four
+disks, and pruning.
 
 tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
 source and configuration in $QLB_STOCK_BUILD (default: stage/bin and
@@ -96,7 +97,7 @@ parse_options() {
     fi
     local row
     for row in "${rows[@]}"; do
-        case " ${all_rows[*]} live " in
+        case " ${all_rows[*]} live vm " in
             *" $row "*) ;;
             *) die "no row is called '$row'" ;;
         esac
@@ -470,6 +471,15 @@ row_live() {
     clear_out
     python3 "$here/live.py" "${option[@]}" --stock "$stock_qemu" \
         --patched "$qemu" --disk "$data/disk.qcow2" --dir "$out"
+}
+
+row_vm() {
+    local option=()
+    if [ "$small" -eq 1 ]; then
+        option=(--small)
+    fi
+    clear_out
+    python3 "$here/vm.py" "${option[@]}" -n "$runs" --dir "$out"
 }
 
 about() {

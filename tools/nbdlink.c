@@ -14,11 +14,14 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <libnbd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define TICK_MS 100
 /* What the protocol allows for where the server names no limit. */
@@ -101,6 +104,16 @@ static void notify(struct nbdlink *link, short events)
     }
 }
 
+/* Over TLS the end of QEMU's answer waits, in Nagle's algorithm, for our
+ * acknowledgement of its start: have that go at once. The kernel forgets that
+ * it was told so. */
+static void acknowledge(const struct nbdlink *link)
+{
+    int fd = nbd_aio_get_fd(link->nbd), yes = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof(yes));
+}
+
 /* Lock held, released meanwhile. */
 static void poll_once(struct nbdlink *link)
 {
@@ -120,6 +133,7 @@ static void poll_once(struct nbdlink *link)
     link->polling = false;
     if (!tool_stop) {
         notify(link, pollfd.revents);
+        acknowledge(link);
     }
     pthread_cond_broadcast(&link->changed);
 }
@@ -201,6 +215,27 @@ static const char *explain(const struct nbdlink *link)
     return text;
 }
 
+/* A host that has gone without a word is noticed: within two minutes. A Unix
+ * socket does not know these options, and needs none. */
+static void keep_alive(const struct nbdlink *link)
+{
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        { SOL_SOCKET, SO_KEEPALIVE, 1 },
+        { IPPROTO_TCP, TCP_KEEPIDLE, 60 },
+        { IPPROTO_TCP, TCP_KEEPINTVL, 10 },
+        { IPPROTO_TCP, TCP_KEEPCNT, 6 },
+        { IPPROTO_TCP, TCP_USER_TIMEOUT, 120000 }, /* ms */
+    };
+    int fd = nbd_aio_get_fd(link->nbd);
+
+    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value,
+                   sizeof(options[i].value));
+    }
+}
+
 /* Lock held, as for all that waits. */
 static int connect_to(struct nbdlink *link, const char *uri, double patience,
                       struct qlb_error *err)
@@ -224,6 +259,7 @@ static int connect_to(struct nbdlink *link, const char *uri, double patience,
         return qlb_fail(err, QLB_E_RUNTIME, "can't connect: %s",
                         explain(link));
     }
+    keep_alive(link);
     return 0;
 }
 

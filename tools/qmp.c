@@ -32,12 +32,16 @@ struct qmp {
 /* ---- commands ---- */
 
 /* QEMU's errors have no classes of ours; but it has the sentences for a lack of
- * trust from our library, and two of its own. */
+ * trust from our library, and some of its own. */
 static enum qlb_code code_of(const char *text)
 {
     if (strstr(text, "has no confirmed checkpoint") != NULL ||
         strstr(text, "has no such checkpoint") != NULL) {
         return QLB_E_UNTRUSTED;
+    }
+    if (strstr(text, "has a backup running already") != NULL ||
+        strstr(text, "is in use by another backup") != NULL) {
+        return QLB_E_BUSY;
     }
     for (int trust = QLB_TRUST_OFF; trust <= QLB_TRUST_CANARY; trust++) {
         if (strstr(text, qlb_trust_reason((enum qlb_trust)trust)) != NULL) {
@@ -419,4 +423,20 @@ struct qmp *qmp_connect(const char *path, struct qlb_error *err)
     }
     json_decref(answer);
     return qmp;
+}
+
+const json_t *qmp_find_block(const json_t *devices, const char *node)
+{
+    const json_t *entry;
+    size_t i;
+
+    json_array_foreach(devices, i, entry) {
+        const char *name = json_string_value(json_object_get(
+            json_object_get(entry, "inserted"), "node-name"));
+
+        if (name != NULL && strcmp(name, node) == 0) {
+            return entry;
+        }
+    }
+    return NULL;
 }

@@ -41,12 +41,17 @@ void qmp_set_interruptible(struct qmp *qmp, bool interruptible);
 
 /* Sends a command with its arguments (NULL: none), which are released. Returns
  * what QEMU returns, for the caller to release, or NULL: what QEMU refuses for
- * lack of trust is QLB_E_UNTRUSTED, all else QLB_E_RUNTIME. */
+ * lack of trust is QLB_E_UNTRUSTED, for another backup of the disk QLB_E_BUSY, all
+ * else QLB_E_RUNTIME. */
 json_t *qmp_call(struct qmp *qmp, const char *command, json_t *arguments,
                  struct qlb_error *err);
 
 /* Whether QEMU has that command; not, where it doesn't answer. */
 bool qmp_has_command(struct qmp *qmp, const char *command);
+
+/* The entry of the device that has that node, in what query-block returns;
+ * NULL: none has. */
+const json_t *qmp_find_block(const json_t *devices, const char *node);
 
 /* Whether the last command was answered, be it with an error: the connection
  * is in order. */

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import socket
+import time
 
 
 class Agent:
@@ -72,6 +73,16 @@ class Agent:
             self.hung = True
         elif command == options.silent_at:
             options.silent_at = None
+        elif command == options.close_at:
+            options.close_at = None
+            self.client.shutdown(socket.SHUT_RDWR)
+        elif command == options.trickle_at:
+            while True:
+                self.send(b" ")
+                time.sleep(0.1)
+        elif command == options.twice_at:
+            self.reply(value)
+            self.reply(value)
         elif command == options.huge_at:
             while True:
                 self.send(b"x" * 65536)
@@ -129,6 +140,12 @@ def main():
                         help="an answer without end")
     parser.add_argument("--die-at", metavar="COMMAND",
                         help="closes the connection")
+    parser.add_argument("--close-at", metavar="COMMAND",
+                        help="does it, and closes the connection, once")
+    parser.add_argument("--trickle-at", metavar="COMMAND",
+                        help="an answer of which a byte comes now and then")
+    parser.add_argument("--twice-at", metavar="COMMAND",
+                        help="answers it twice")
     parser.add_argument("--answer", action="append", default=[],
                         metavar="COMMAND=TEXT")
     options = parser.parse_args()

@@ -163,3 +163,22 @@ qemu_write() {
         fail "qemu-io could not write to $1"
     fi
 }
+
+# flip FILE OFFSET: one bit of the file is another.
+flip() {
+    "$ORACLE_PYTHON" -c 'import sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(int(sys.argv[2]))
+    byte = f.read(1)[0]
+    f.seek(int(sys.argv[2]))
+    f.write(bytes([byte ^ 1]))' "$1" "$2"
+}
+
+# A port of TCP that nobody has just now. Another process may be faster.
+free_port() {
+    "$ORACLE_PYTHON" -c '
+import socket
+with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    print(s.getsockname()[1])'
+}

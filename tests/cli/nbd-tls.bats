@@ -6,48 +6,16 @@
 load helpers
 load backup
 load nbd
+load tls
 
 refused="can't connect: the server has ended the TLS handshake; does it take our certificate or key?"
-
-# quiet COMMAND...: what GnuTLS's tools say is shown if they fail.
-quiet() {
-    "$@" >tls.out 2>&1 </dev/null || fail "$(cat tls.out)"
-}
-
-# authority FOLDER: the key and certificate of one.
-authority() {
-    mkdir "$1"
-    printf '%s\n' "cn = $1" ca cert_signing_key 'expiration_days = 3650' \
-        >"$1/ca.info"
-    quiet certtool --generate-privkey --key-type=ecdsa \
-        --outfile "$1/ca-key.pem"
-    quiet certtool --generate-self-signed --load-privkey "$1/ca-key.pem" \
-        --template "$1/ca.info" --outfile "$1/ca-cert.pem"
-}
-
-# certificate AUTHORITY NAME LINE...: of a server or client, in the same folder.
-certificate() {
-    local folder=$1 name=$2
-    printf '%s\n' 'expiration_days = 3650' "${@:3}" >"$folder/$name.info"
-    quiet certtool --generate-privkey --key-type=ecdsa \
-        --outfile "$folder/$name-key.pem"
-    quiet certtool --generate-certificate --template "$folder/$name.info" \
-        --load-ca-certificate "$folder/ca-cert.pem" \
-        --load-ca-privkey "$folder/ca-key.pem" \
-        --load-privkey "$folder/$name-key.pem" \
-        --outfile "$folder/$name-cert.pem"
-}
 
 # serve_tcp [OPTION]...: qemu-nbd exports disk.qcow2 at a free $port.
 serve_tcp() {
     local i
     stop
     for ((i = 0; i < 20; i++)); do
-        port=$("$ORACLE_PYTHON" -c '
-import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])')
+        port=$(free_port)
         if qemu-nbd --fork --pid-file="$PWD/server.pid" -t -r -e 10 \
             -b 127.0.0.1 -p "$port" -f qcow2 "$@" disk.qcow2 \
             >server.out 2>&1 </dev/null 3>&- 4>&-; then

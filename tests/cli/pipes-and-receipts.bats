@@ -59,7 +59,7 @@ setup() {
     run_expect 4 bash -c 'head -c 2000 full.lbz | lbverify --receipt -o x.lbz -'
     expect_output ''
     expect_absent x.lbz
-    printf x | dd of=full.lbz bs=1 seek=600 conv=notrunc status=none
+    flip full.lbz 600
     run_expect 4 bash -c 'cat full.lbz | lbverify --receipt -o x.lbz -'
     expect_output ''
     expect_absent x.lbz

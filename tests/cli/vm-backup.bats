@@ -271,6 +271,6 @@ lbvm: web1: data: a full backup: the repository has no backup of this disk yet'
     run_expect 2 lbvm backup ../x a.qcow2
     unset LBVM_REPOSITORY
     run_expect 2 lbvm backup web1 a.qcow2
-    expect_stderr_has '--repository=FOLDER is wanted'
+    expect_stderr_has '--repository=PLACE is wanted'
     [ ! -e repo/x ]
 }

@@ -71,6 +71,16 @@ value() {
     : >repo
     run_expect 1 lbvm backup -q web1 vda.qcow2
     [ "$(value lbvm_last_status command=backup)" = 1 ]
+    run_expect 1 lbvm verify -q web1
+    [ "$(value lbvm_last_status command=verify)" = 1 ]
+    run_expect 1 lbvm prune -q --keep-last=1 web1
+    [ "$(value lbvm_last_status command=prune)" = 1 ]
+    # a machine that is not in there
+    rm repo
+    mv gone repo
+    run_expect 4 lbvm verify -q web1
+    run_expect 1 lbvm verify -q web2
+    [ "$(value lbvm_last_status machine=web2 command=verify)" = 1 ]
 }
 
 @test "a file that can't be written is no success, and the backup is there" {

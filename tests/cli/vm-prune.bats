@@ -25,6 +25,20 @@ load vm
     expect_kept "${kept[7]}"
 }
 
+@test "fifty days, pruned each night: 7 daily and 4 weekly ones, each restored" {
+    new_disk disk.qcow2 4M
+    "$ORACLE_PYTHON" -B "$abs_top_srcdir/tests/cli/vm_long_prune.py" \
+        disk.qcow2 content
+    mapfile -t kept < <(cut -d' ' -f1 content)
+    [ "${#kept[@]}" = 11 ]
+    expect_kept "${kept[@]}"
+    while read -r id _ _ sum; do
+        run_expect 0 lbvm restore -q --format=raw -o "restored-$id" web1 "$id"
+        [ "$(cat "restored-$id"/* | sha256sum | cut -d' ' -f1)" = "$sum" ]
+    done <content
+    run_expect 0 lbvm verify
+}
+
 @test "backups of lbvm go on after a pruning" {
     new_disk disk.qcow2 4M
     for n in 1 2 3 4 5; do

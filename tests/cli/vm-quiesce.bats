@@ -208,6 +208,43 @@ agent: the guest agent does not answer to $thaw"
     expect_stderr 'guestctl: agent: the connection to the guest agent was closed'
 }
 
+@test "an agent that dies once it has frozen is told to thaw when it is back" {
+    agent --close-at $freeze
+    run_expect 1 quiesce require 0 0
+    expect_output ''
+    expect_stderr 'guestctl: agent: the connection to the guest agent was closed'
+    await thawed
+    await gone
+}
+
+@test "an agent that dies as it thaws is told again when it is back" {
+    agent --close-at $thaw
+    run_expect 1 quiesce require 0 0
+    expect_output frozen
+    expect_stderr "guestctl: the guest's file systems may still be frozen: \
+agent: the connection to the guest agent was closed"
+    twice() { [ "$(grep -cx $thaw agent.log)" -eq 2 ]; }
+    await twice
+}
+
+@test "an agent that refuses to thaw is asked until it does" {
+    agent --answer "$thaw={\"error\": {\"desc\": \"not now\"}}"
+    run_expect 1 quiesce require 0 0
+    expect_stderr "guestctl: the guest's file systems may still be frozen: \
+agent: $thaw: not now"
+    thrice() { [ "$(grep -cx $thaw agent.log)" -ge 3 ]; }
+    await thrice
+    kill "$(<fake.pid)"
+}
+
+@test "an answer that comes byte by byte is none, and thaws" {
+    agent --trickle-at $freeze
+    run_expect 1 quiesce require 0 1
+    expect_output ''
+    expect_stderr "guestctl: agent: the guest agent does not answer to $freeze"
+    await thawed
+}
+
 # ------------------------------------------------------------------ lying
 
 @test "an agent that answers to others alone is none" {
@@ -296,4 +333,13 @@ agent: the guest agent does not answer to $thaw"
     twice() { [ "$(grep -cx $thaw agent.log)" -eq 2 ]; }
     await twice
     await gone
+}
+
+@test "an agent that answers twice is not believed, and thaws" {
+    agent --twice-at $freeze
+    run_expect 1 quiesce require 0 0
+    expect_output frozen
+    expect_stderr "guestctl: the guest's file systems may still be frozen: \
+agent: $thaw: the guest agent's answer is not what it should be"
+    await thawed
 }

@@ -65,7 +65,7 @@ plan='1000000:-,- 1003600:0,0 1007200:1,- 1010800:2,2'
     run_expect 2 lbvm list ../repo/web1
     expect_stderr_has "'../repo/web1' is no name of a machine"
     run_expect 2 env -u LBVM_REPOSITORY lbvm verify
-    expect_stderr_has '--repository=FOLDER is wanted, or LBVM_REPOSITORY in the environment'
+    expect_stderr_has '--repository=PLACE is wanted, or LBVM_REPOSITORY in the environment'
 }
 
 @test "a manifest that leads outside is refused by all commands" {

@@ -100,6 +100,23 @@ LBVM_VERIFY=\"--sample=15\"" ]
     expect_output_has 'web1: 1 kept, 1 dropped'
 }
 
+@test "jobs for a repository on another host may use the network" {
+    run_expect 0 lbvm init-timer --root root --metrics /m/web1.prom \
+        --repository ssh://backup@nas/srv/backups web1 --qmp=/run/web1.sock
+    expect_stderr ''
+    grep -qx 'LBVM_REPOSITORY="ssh://backup@nas/srv/backups"' \
+        root/etc/lbvm/web1.conf
+    units
+    cp -r root/etc/systemd/system/* u/
+    for what in backup prune verify; do
+        judge "lbvm-$what@web1.service"
+        conf=root/etc/systemd/system/lbvm-$what@web1.service.d/lbvm.conf
+        grep -qx PrivateNetwork=no "$conf"
+        grep -qx 'ReadWritePaths="-/m" ' "$conf"
+        ! grep -q RequiresMountsFor "$conf" || fail "$(cat "$conf")"
+    done
+}
+
 @test "what exists stays, unless it is to be replaced" {
     init_timer web1 --qmp=/a
     cp -r root before
@@ -134,6 +151,8 @@ Try 'lbvm init-timer --help'."
         --metrics m web1 --qmp=/a
     refuse "scratch: 'x' must begin with /: a job of systemd has no other folder to begin in" \
         web1 --qmp=/a --scratch x
+    refuse "tls-psk-file: 'x' must begin with /: a job of systemd has no other folder to begin in" \
+        web1 --qmp=/a --tls-psk-file x
     refuse "--repository is wanted before MACHINE: it is not of the backup alone" \
         web1 --qmp=/a --repository=/x
     refuse "'--bogus' is no option of lbvm backup" web1 --bogus

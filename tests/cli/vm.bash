@@ -69,13 +69,3 @@ edit() {
     jq "$2" "$(manifest_of "$1")" >edited.json
     mv edited.json "$(manifest_of "$1")"
 }
-
-# flip FILE OFFSET: one bit of the file is another.
-flip() {
-    "$ORACLE_PYTHON" -c 'import sys
-with open(sys.argv[1], "r+b") as f:
-    f.seek(int(sys.argv[2]))
-    byte = f.read(1)[0]
-    f.seek(int(sys.argv[2]))
-    f.write(bytes([byte ^ 1]))' "$1" "$2"
-}

@@ -32,28 +32,25 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "init.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/fs.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/reboot.h>
-#include <sys/syscall.h>
-#include <termios.h>
 #include <unistd.h>
 
 #define SECTOR 512
 #define MAX_THREADS 16
 #define MAGIC UINT64_C(0x314c4c494b424c51) /* "QLBKILL1" */
 #define DISK "/dev/vda"
-#define LOG "/dev/ttyS1"
 
 /* Little-endian, as the guest is. */
 struct sector {
@@ -91,46 +88,7 @@ static struct {
 
 static struct thread threads[MAX_THREADS];
 static pthread_mutex_t safe_lock = PTHREAD_MUTEX_INITIALIZER;
-static int disk = -1, log_port = -1;
-
-/* ---- reports ---- */
-
-static void say(const char *format, ...)
-    __attribute__((format(printf, 1, 2)));
-
-static void say(const char *format, ...)
-{
-    char text[1024];
-    size_t at = 0, len;
-    va_list ap;
-
-    va_start(ap, format);
-    vsnprintf(text, sizeof(text), format, ap);
-    va_end(ap);
-    len = strlen(text);
-    while (at < len) {
-        ssize_t n = write(log_port >= 0 ? log_port : STDERR_FILENO,
-                          text + at, len - at);
-
-        if (n <= 0) {
-            break;
-        }
-        at += (size_t)n;
-    }
-}
-
-static _Noreturn void halt(void)
-{
-    for (;;) {
-        pause();
-    }
-}
-
-static _Noreturn void fail(const char *what)
-{
-    say("failed: %s: %s\n", what, strerror(errno));
-    halt();
-}
+static int disk = -1;
 
 /* ---- what is to be done ---- */
 
@@ -222,7 +180,7 @@ static void flush(void)
         done[i] = __atomic_load_n(&threads[i].done, __ATOMIC_SEQ_CST);
     }
     if (fdatasync(disk) < 0) {
-        fail("fdatasync");
+        init_fail("fdatasync");
     }
     pthread_mutex_lock(&safe_lock);
     for (unsigned i = 0; i < config.threads; i++) {
@@ -243,17 +201,17 @@ static void do_request(struct thread *t, const struct request *r)
         fill(t, r);
         n = pwrite(disk, t->buffer, r->length, (off_t)r->offset);
         if (n < 0 || (uint64_t)n != r->length) {
-            fail("write");
+            init_fail("write");
         }
         break;
     case ZERO:
         if (ioctl(disk, BLKZEROOUT, range) < 0) {
-            fail("BLKZEROOUT");
+            init_fail("BLKZEROOUT");
         }
         break;
     case DISCARD:
         if (ioctl(disk, BLKDISCARD, range) < 0) {
-            fail("BLKDISCARD");
+            init_fail("BLKDISCARD");
         }
         break;
     case FLUSH:
@@ -289,64 +247,22 @@ static void print_done(void)
                                threads[i].safe);
     }
     pthread_mutex_unlock(&safe_lock);
-    say("%s\n", line);
+    init_say("%s\n", line);
 }
 
 /* ---- starting ---- */
-
-static void load_modules(void)
-{
-    char path[64];
-
-    for (int i = 1; ; i++) {
-        int fd;
-
-        snprintf(path, sizeof(path), "/modules/%d", i);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0) {
-            return;
-        }
-        if (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST) {
-            fail(path);
-        }
-        close(fd);
-    }
-}
-
-static void open_log(void)
-{
-    struct termios raw;
-
-    log_port = open(LOG, O_WRONLY | O_NOCTTY | O_CLOEXEC);
-    if (log_port < 0) {
-        fail(LOG);
-    }
-    if (tcgetattr(log_port, &raw) == 0) {
-        cfmakeraw(&raw);
-        cfsetspeed(&raw, B115200);
-        tcsetattr(log_port, TCSANOW, &raw);
-    }
-}
 
 static void open_disk(void)
 {
     uint64_t size;
 
-    for (int i = 0; disk < 0; i++) {
-        disk = open(DISK, O_RDWR | O_DIRECT | O_CLOEXEC);
-        if (disk < 0 && i == 3000) {
-            fail(DISK);
-        }
-        if (disk < 0) {
-            usleep(10000);
-        }
-    }
+    disk = init_open_disk(DISK);
     if (ioctl(disk, BLKGETSIZE64, &size) < 0) {
-        fail("BLKGETSIZE64");
+        init_fail("BLKGETSIZE64");
     }
     if (size < config.area) {
         errno = EFBIG;
-        fail("qlb.area");
+        init_fail("qlb.area");
     }
 }
 
@@ -363,7 +279,7 @@ static void read_config(void)
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
 
     if (fd < 0 || read(fd, line, sizeof(line) - 1) <= 0) {
-        fail("/proc/cmdline");
+        init_fail("/proc/cmdline");
     }
     close(fd);
     config.seed = parameter(line, "qlb.seed=");
@@ -378,7 +294,7 @@ static void read_config(void)
         config.stripe == 0 || config.stripe % config.unit ||
         config.largest == 0 || config.largest % config.unit ||
         config.area < config.stripe * config.threads) {
-        fail("/proc/cmdline");
+        init_fail("/proc/cmdline");
     }
 }
 
@@ -392,24 +308,21 @@ static void start_threads(void)
         t->number = i;
         t->random = config.seed + i;
         if (posix_memalign(&buffer, 4096, config.largest) != 0) {
-            fail("memory");
+            init_fail("memory");
         }
         t->buffer = buffer;
         if (pthread_create(&id, NULL, run_thread, t) != 0) {
-            fail("pthread_create");
+            init_fail("pthread_create");
         }
     }
 }
 
 int main(void)
 {
-    mount("proc", "/proc", "proc", 0, NULL);
-    mount("dev", "/dev", "devtmpfs", 0, NULL);
-    open_log();
+    init_begin();
     read_config();
-    load_modules();
     open_disk();
-    say("begin\n");
+    init_say("begin\n");
     start_threads();
     for (;;) {
         print_done();

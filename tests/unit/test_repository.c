@@ -349,7 +349,7 @@ static void test_a_repository_is_made_once(void **state)
     assert_false(exists("repo"));
     r = repository_open("repo", true, NULL, &err);
     assert_non_null(r);
-    assert_string_equal(repository_path(r), "repo");
+    assert_string_equal(repository_store(r)->name, "repo");
     snprintf(label, sizeof(label), "%s", repository_label(r));
     assert_int_equal(strncmp(label, "lbvm-", 5), 0);
     assert_int_equal(strlen(label), 13);
@@ -510,17 +510,18 @@ static void test_finding_backups(void **state)
 static void expect_chain(struct machine *m, unsigned backup,
                          const char *const *wanted, unsigned n_wanted)
 {
-    char **paths;
-    unsigned n;
+    struct store_names objects;
 
     assert_int_equal(machine_chain(m, &machine_backup(m, backup)->disks[0],
-                                   &paths, &n, &err), 0);
-    assert_int_equal(n, n_wanted);
-    for (unsigned i = 0; i < n; i++) {
-        assert_string_equal(paths[i], wanted[i]);
-        free(paths[i]);
+                                   &objects, &err), 0);
+    assert_int_equal(objects.n, n_wanted);
+    for (unsigned i = 0; i < objects.n; i++) {
+        char *path = machine_fetch(m, objects.at[i], &err);
+
+        assert_string_equal(path, wanted[i]);
+        free(path);
     }
-    free(paths);
+    store_names_release(&objects);
 }
 
 #define ARCHIVE(d)                                                            \
@@ -535,8 +536,7 @@ static void test_chains(void **state)
     struct repository *r;
     struct machine *m = open_web1(&r);
     struct qlb_uuid image = uuid_of(0xee), checkpoint = uuid_of(3);
-    char **paths;
-    unsigned n;
+    struct store_names objects;
 
     (void)state;
     /* the clock went back between 2 and 3 */
@@ -551,15 +551,15 @@ static void test_chains(void **state)
     assert_ptr_equal(machine_find_archive(m, &image, &checkpoint),
                      &machine_backup(m, 1)->disks[0]);
     assert_null(machine_find_archive(m, &checkpoint, &image));
-    assert_int_equal(machine_chain(m, &machine_backup(m, 3)->disks[0], &paths,
-                                   &n, &err), -1);
+    assert_int_equal(machine_chain(m, &machine_backup(m, 3)->disks[0],
+                                   &objects, &err), -1);
     expect_error(QLB_E_UNTRUSTED, "repo/web1: disk 'vda': the chain is "
                  "broken: the parent 04040404-0404-0404-0404-040404040404 of "
                  "archives/vda.05050505-0505-0505-0505-050505050505-0.lbz is "
                  "in no backup");
     assert_int_equal(unlink(wanted[1]), 0);
-    assert_int_equal(machine_chain(m, &machine_backup(m, 1)->disks[0], &paths,
-                                   &n, &err), -1);
+    assert_int_equal(machine_chain(m, &machine_backup(m, 1)->disks[0],
+                                   &objects, &err), -1);
     expect_error(QLB_E_UNTRUSTED, ARCHIVE("02") ": is missing: the chain of "
                  "disk 'vda' is broken");
     close_both(m, r);
@@ -569,15 +569,14 @@ static void test_a_circle_of_parents(void **state)
 {
     struct repository *r;
     struct machine *m = open_web1(&r);
-    char **paths;
-    unsigned n;
+    struct store_names objects;
 
     (void)state;
     add_backup(m, 1000, 1, 2);
     add_backup(m, 2000, 2, 1);
     assert_int_equal(machine_load(m, &err), 0);
-    assert_int_equal(machine_chain(m, &machine_backup(m, 0)->disks[0], &paths,
-                                   &n, &err), -1);
+    assert_int_equal(machine_chain(m, &machine_backup(m, 0)->disks[0],
+                                   &objects, &err), -1);
     expect_error(QLB_E_DAMAGED, "repo/web1: disk 'vda': the parents of its "
                  "archives run in a circle");
     close_both(m, r);
@@ -716,9 +715,8 @@ static void test_deleting(void **state)
     assert_int_equal(machine_load(m, &err), 0);
     assert_int_equal(machine_n_backups(m), 0);
     assert_int_equal(mkdir("repo/web1/archives/d", 0700), 0);
-    assert_int_equal(machine_delete(m, "archives/d", &err), -1);
-    expect_error(QLB_E_RUNTIME,
-                 "repo/web1/archives/d: deleting: Is a directory");
+    assert_int_equal(machine_delete(m, "archives/d", &err), 0);
+    assert_true(exists("repo/web1/archives/d")); /* a folder is no object */
     close_both(m, r);
 }
 
@@ -822,6 +820,24 @@ static void test_locks(void **state)
 }
 
 /* A folder that was written by something else, or copied. */
+static void test_a_lock_file_that_exists_stays(void **state)
+{
+    struct repository *r;
+    struct machine *m = open_web1(&r);
+    struct stat before, after;
+
+    (void)state;
+    /* another process has not come further in making the machine */
+    assert_int_equal(rmdir("repo/web1/backups"), 0);
+    assert_int_equal(machine_lock(m, MACHINE_BACKUP, &err), 0);
+    assert_int_equal(stat("repo/web1/backup.lock", &before), 0);
+    machine_close(machine_open(r, "web1", true, &err));
+    assert_true(exists("repo/web1/backups"));
+    assert_int_equal(stat("repo/web1/backup.lock", &after), 0);
+    assert_int_equal(before.st_ino, after.st_ino);
+    close_both(m, r);
+}
+
 static void test_missing_lock_files_are_made(void **state)
 {
     struct repository *r;
@@ -862,6 +878,7 @@ int main(void)
         TEST(test_deleting),
         TEST(test_leftovers),
         TEST(test_locks),
+        TEST(test_a_lock_file_that_exists_stays),
         TEST(test_missing_lock_files_are_made),
     };
 

@@ -15,9 +15,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dump_options.h"
 #include "vm/commands.h"
 #include "vm/connect.h"
 #include "vm/hooks.h"
+#include "vm/nbd_way.h"
 #include "vm/options.h"
 #include "vm/parent.h"
 #include "vm/outcome.h"
@@ -27,7 +29,6 @@ enum {
     OPT_QMP = TOOL_OPT_LONG, OPT_DOMAIN, OPT_CONNECT, OPT_DISK, OPT_SCRATCH,
     OPT_QUIESCE, OPT_AGENT, OPT_FREEZE_LIMIT, OPT_HOOK, OPT_FULL, OPT_CHAIN,
     OPT_DURABLE,
-    OPT_LEVEL, OPT_THREADS, OPT_DIGEST, OPT_RATE_LIMIT, OPT_PROGRESS,
 };
 
 static const struct tool_option command_options[] = {
@@ -49,17 +50,13 @@ static const struct tool_option command_options[] = {
     { "scratch", OPT_SCRATCH, "FOLDER",
       "with a stock QEMU: for what the guest overwrites meanwhile (default: "
       "that of the first image)" },
+    NBD_WAY_OPTIONS,
     { "full", OPT_FULL, NULL, "back up all of each disk" },
     { "durable", OPT_DURABLE, NULL,
       "with livebackup in QEMU: what was begun survives a power loss" },
     { "chain", OPT_CHAIN, "NAME",
       "chain label of a repository that is made now (default: its own)" },
-    { "level", OPT_LEVEL, "N", "zstd compression level, 1 to 19 (default: 1)" },
-    { "threads", OPT_THREADS, "N", "threads (default: one per processor)" },
-    { "digest", OPT_DIGEST, "NAME", "xxh3 (default) or sha256" },
-    { "rate-limit", OPT_RATE_LIMIT, "RATE",
-      "read at most RATE bytes per second (as 50M)" },
-    { "progress", OPT_PROGRESS, NULL, "show progress, also without a terminal" },
+    DUMP_OPTIONS,
     { "quiet", 'q', NULL, "show neither progress nor notes" },
     VM_METRICS_OPTION,
     VM_JSON_OPTION,
@@ -82,6 +79,7 @@ struct backup {
     struct vm_options common;
     const char *name;       /* of the machine */
     struct connect_options connect;
+    struct nbd_way nbd;
     const char *label;
     bool full;
     struct quiesce_options quiesce;
@@ -250,6 +248,8 @@ static int open_repository(struct backup *backup, struct qlb_error *err)
         return -1;
     }
     backup->request.label = repository_label(backup->repository);
+    backup->request.create = store_create;
+    backup->request.create_opaque = repository_store(backup->repository);
     backup->machine = machine_open(backup->repository, backup->name, true,
                                    err);
     if (backup->machine == NULL ||
@@ -472,33 +472,6 @@ static void add_image(struct backup *backup, char *operand)
                                named ? equals + 1 : operand);
 }
 
-static void parse_dump_option(struct dump_request *request, int option)
-{
-    struct dump_options *dump = &request->dump;
-
-    switch (option) {
-    case OPT_LEVEL:
-        dump->level = (int)tool_parse_number(optarg, "--level", 1, 19);
-        break;
-    case OPT_THREADS:
-        dump->threads = tool_parse_number(optarg, "--threads", 1, 256);
-        break;
-    case OPT_DIGEST:
-        dump->digest = tool_parse_digest(optarg, "--digest");
-        break;
-    case OPT_RATE_LIMIT:
-        dump->rate.bytes_per_second = tool_parse_size(optarg, "--rate-limit");
-        break;
-    case OPT_PROGRESS:
-        dump->progress = PROGRESS_ON;
-        break;
-    case 'q':
-        request->quiet = true;
-        dump->progress = PROGRESS_OFF;
-        break;
-    }
-}
-
 static void parse_quiesce(struct backup *backup)
 {
     backup->quiesced = true;
@@ -555,11 +528,34 @@ static void parse_option(struct options *options, int option)
     case OPT_HOOK:
         backup->hooks.command = optarg;
         break;
+    case 'q':
+        backup->request.quiet = true;
+        backup->request.dump.progress = PROGRESS_OFF;
+        break;
     default:
-        if (!vm_take_option(&backup->common, option)) {
-            parse_dump_option(&backup->request, option);
+        if (!vm_take_option(&backup->common, option) &&
+            !nbd_way_take_option(&backup->nbd, option)) {
+            dump_options_take(&backup->request.dump, option);
         }
     }
+}
+
+static void check_nbd(struct backup *backup)
+{
+    struct connect_options *connect = &backup->connect;
+
+    nbd_way_check(&backup->nbd);
+    if (backup->nbd.host == NULL) {
+        return;
+    }
+    if (connect->n_images > 0) {
+        tool_usage("--nbd is for a machine that runs; it wants --qmp or "
+                   "--domain");
+    }
+    if (connect->durable) {
+        tool_usage("--durable and --nbd exclude each other");
+    }
+    connect->nbd = &backup->nbd;
 }
 
 static void check_options(const struct options *options)
@@ -616,6 +612,7 @@ static void parse_options(struct options *options, int argc, char **argv)
         add_image(backup, argv[optind++]);
     }
     check_options(options);
+    check_nbd(backup);
     vm_repository(&backup->common);
 }
 
@@ -678,22 +675,16 @@ static void release_options(struct options *options)
     free(connect->names);
     free(connect->images);
     free(connect->disks);
+    nbd_way_release(&options->backup.nbd);
     free(options->domains);
 }
 
 int vm_backup(int argc, char **argv)
 {
-    struct options options = {
-        .backup.request = {
-            .dump = {
-                .level = 1,
-                .threads = tool_default_threads(),
-                .digest = QLB_DIGEST_XXH3_128,
-            },
-        },
-    };
+    struct options options = { 0 };
     int status;
 
+    dump_options_init(&options.backup.request.dump);
     parse_options(&options, argc, argv);
     status = options.n_domains > 0 ? back_up_domains(&options)
                                    : back_up(&options.backup);

@@ -5,11 +5,13 @@
 #include "vm/connect.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "qmp.h"
 #include "vm/domain.h"
+#include "vm/nbd_way.h"
 
 static struct source *no_memory(const char *what, struct qlb_error *err)
 {
@@ -19,6 +21,49 @@ static struct source *no_memory(const char *what, struct qlb_error *err)
 
 /* ---- a monitor ---- */
 
+/* What the answer to a question has under a key; "": nothing, or a storage daemon,
+ * which has no such command. */
+static int ask_text(struct qmp *qmp, const char *command, const char *key,
+                    char text[32], struct qlb_error *err)
+{
+    json_t *answer = qmp_call(qmp, command, NULL, err);
+    const char *value = json_string_value(json_object_get(answer, key));
+
+    snprintf(text, 32, "%s", value == NULL ? "" : value);
+    json_decref(answer);
+    return answer != NULL || qmp_was_answered(qmp) ? 0 : -1;
+}
+
+/* Whether the disks are this QEMU's to read.  Those of a machine that was migrated
+ * are another's: what is read here is no point in time of them.  And a migration
+ * that ends while a backup runs breaks one of the two. */
+static int check_migration(struct qmp *qmp, const char *target,
+                           struct qlb_error *err)
+{
+    static const char *const over[] = { "", "none", "completed", "failed",
+                                        "cancelled" };
+    char status[32], migration[32];
+    bool moving = true;
+
+    if (ask_text(qmp, "query-status", "status", status, err) < 0 ||
+        ask_text(qmp, "query-migrate", "status", migration, err) < 0) {
+        return -1;
+    }
+    for (size_t i = 0; i < sizeof(over) / sizeof(over[0]); i++) {
+        moving = moving && strcmp(migration, over[i]) != 0;
+    }
+    if (strcmp(status, "postmigrate") == 0) {
+        return qlb_fail(err, QLB_E_BUSY, "%s: the machine was migrated from "
+                        "here, and its disks are in use by another QEMU",
+                        target);
+    }
+    if (moving || strcmp(status, "inmigrate") == 0) {
+        return qlb_fail(err, QLB_E_BUSY, "%s: the machine is being migrated; "
+                        "try again when that has ended", target);
+    }
+    return 0;
+}
+
 /* A QEMU with livebackup, or a stock one. Names are what people call the nodes;
  * NULL: these are names of both. */
 static struct source *open_qmp(const struct connect_options *options,
@@ -26,9 +71,16 @@ static struct source *open_qmp(const struct connect_options *options,
                                char *const *nodes, char *const *names,
                                unsigned n, struct qlb_error *err)
 {
-    bool patched = qmp_has_command(qmp, "livebackup-begin");
+    /* The way of a stock one needs no files of QEMU's host. */
+    bool patched = options->nbd == NULL &&
+                   qmp_has_command(qmp, "livebackup-begin");
     struct source *source;
 
+    if (check_migration(qmp, target, err) < 0 ||
+        (options->nbd != NULL && nbd_way_allow(options->nbd, err) < 0)) {
+        qmp_close(qmp);
+        return NULL;
+    }
     if (!patched && options->durable) {
         qlb_fail(err, QLB_E_USAGE, "%s: --durable wants a QEMU with "
                  "livebackup", target);
@@ -38,7 +90,7 @@ static struct source *open_qmp(const struct connect_options *options,
     source = patched ? source_qemu_new(qmp, target, nodes, names, n,
                                        options->durable)
                      : source_stock_new(qmp, nodes, names, n,
-                                        options->scratch);
+                                        options->scratch, options->nbd);
     return source != NULL ? source : no_memory(target, err);
 }
 

@@ -21,6 +21,7 @@ struct connect_options {
     unsigned n_disks;
     bool durable;           /* with livebackup */
     const char *scratch;    /* with a stock QEMU; or NULL */
+    const struct nbd_way *nbd; /* QEMU is on another host; or NULL */
 };
 
 struct connection {

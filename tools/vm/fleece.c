@@ -20,6 +20,15 @@
  * these are there before the NBD server: so whoever finds one of ours finds out
  * whether its owner lives.  The folder goes last, and only when all else has.
  *
+ * With a QEMU on another host there is no such folder.  What tells that the
+ * owner lives is its connection to "lbvm-X-0-lease", an export of a disk of
+ * nothing, which QEMU does not delete as long as it is used; that disk is the
+ * first of all nodes to come and the last to go.  Overlays are files with a
+ * name of their own for each image, "lbvm-HASH.overlay", which nobody can
+ * delete over the monitor: they are emptied instead.  What a dead one has added
+ * to a disk is told by the bitmaps of its "-mark" nodes, which have the new
+ * ones' names.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "vm/fleece.h"
@@ -32,12 +41,18 @@
 #include <time.h>
 
 #include "nbdlink.h"
+#include "vm/nbd_way.h"
 #include "vm/scratch.h"
 
 #define PREFIX "lbvm-"
 #define NODES "query-named-block-nodes"
 #define GRANULARITY 65536
+#define OVERLAY ".overlay"
 enum { NAME_SIZE = 32 }; /* QEMU's limit for the names of nodes */
+/* Of the lease. */
+#define LEASE_SIZE 65536
+/* Seconds for a server to let us in, and to see that a client has gone. */
+enum { LEASE_PATIENCE = 30, GONE_PATIENCE = 2 };
 
 struct fleece {
     struct qmp *qmp;
@@ -45,6 +60,15 @@ struct fleece {
     unsigned n;
     struct scratch *scratch;
     bool tried;        /* the transaction was sent */
+    char key[SCRATCH_KEY + 1];
+
+    /* of a QEMU on another host; without it there is a scratch */
+    const struct nbd_way *way;
+    const char *folder; /* for overlays, there */
+    unsigned port;
+    bool serves;
+    struct nbdlink *lease;
+
     char **uris;       /* one for each disk */
     char (*names)[NAME_SIZE];
 };
@@ -81,6 +105,13 @@ static bool is_named(const char *name, const char *end)
     p += SCRATCH_KEY + 1;
     return *p >= '0' && *p <= '9' &&
            strcmp(p + strspn(p, "0123456789"), end) == 0;
+}
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t len = strlen(text), end_len = strlen(end);
+
+    return len >= end_len && strcmp(text + len - end_len, end) == 0;
 }
 
 static void pause_a_little(void)
@@ -231,12 +262,41 @@ static int drop_overlay(struct leftovers *left, const json_t *entry,
                ? drop_node(left, name, err) : 0;
 }
 
+/* Makes the file, or empties it. job: a name that none has. */
+static int create_file(struct qmp *qmp, const char *job, const char *path,
+                       struct qlb_error *err)
+{
+    json_t *options = json_pack("{s:s, s:s, s:i}", "driver", "file",
+                                "filename", path, "size", 0);
+
+    if (run(qmp, "blockdev-create",
+            json_pack("{s:s, s:o}", "job-id", job, "options", options),
+            err) < 0) {
+        return -1;
+    }
+    return end_job(qmp, job, false, err);
+}
+
+/* An overlay that has kept its name gives its space back, if it can be. */
 static int drop_file(struct leftovers *left, const json_t *entry,
                      struct qlb_error *err)
 {
     const char *name = text_of(entry, "node-name");
+    const char *path = text_of(json_object_get(entry, "image"), "filename");
+    char job[NAME_SIZE];
+    struct qlb_error ignored;
 
-    return is_left(left, name, "-file") ? drop_node(left, name, err) : 0;
+    if (!is_left(left, name, "-file")) {
+        return 0;
+    }
+    if (drop_node(left, name, err) < 0) {
+        return -1;
+    }
+    if (ends_with(path, OVERLAY)) {
+        snprintf(job, sizeof(job), "%.*s", (int)(strlen(name) - 5), name);
+        create_file(left->qmp, job, path, &ignored);
+    }
+    return 0;
 }
 
 static int remove_bitmap(struct qmp *qmp, const char *node, const char *name,
@@ -400,7 +460,141 @@ static int clear_owner(struct qmp *qmp, const char *folder,
     return clear_folder(qmp, scratch, err);
 }
 
-int fleece_clear(struct qmp *qmp, struct qlb_error *err)
+/* ---- what one on another host has left ---- */
+
+static void name_of(char name[NAME_SIZE], const char *key, const char *end)
+{
+    snprintf(name, NAME_SIZE, PREFIX "%s-0%s", key, end);
+}
+
+static int note_lease(struct leftovers *left, const json_t *node,
+                      struct qlb_error *err)
+{
+    const char *name = text_of(node, "node-name");
+    char key[SCRATCH_KEY + 1];
+
+    (void)err;
+    if (is_named(name, "-lease")) {
+        snprintf(key, sizeof(key), "%.*s", SCRATCH_KEY,
+                 name + strlen(PREFIX));
+        json_object_set_new(left->folders, key, json_true());
+    }
+    return 0;
+}
+
+/* Deletes the export that its owner has a connection to, if there is none any
+ * more. had: there was that export. */
+static int end_lease(struct qmp *qmp, const char *name, bool *had,
+                     struct qlb_error *err)
+{
+    double deadline = tool_clock() + GONE_PATIENCE;
+
+    for (;;) {
+        *had = run(qmp, "block-export-del",
+                   json_pack("{s:s, s:s}", "id", name, "mode", "safe"),
+                   err) == 0;
+        if (*had || strstr(err->message, "is not found") != NULL) {
+            return 0;
+        }
+        if (strstr(err->message, "still in use") == NULL) {
+            return -1;
+        }
+        if (tool_clock() > deadline) {
+            return qlb_fail(err, QLB_E_BUSY, "another lbvm is backing up this "
+                            "machine over NBD; try again when that has "
+                            "ended. (Where its host has died, QEMU's command "
+                            "nbd-server-stop lets go of it.)");
+        }
+        nanosleep(&(struct timespec) { .tv_nsec = 50000000 }, NULL);
+    }
+}
+
+static int note_mark(struct leftovers *left, const json_t *node,
+                     struct qlb_error *err)
+{
+    const json_t *bitmap;
+    size_t i;
+
+    (void)err;
+    json_array_foreach(json_object_get(node, "dirty-bitmaps"), i, bitmap) {
+        if (is_left(left, text_of(node, "node-name"), "-mark")) {
+            json_array_append_new(left->note,
+                                  json_pack("{s:O}", "bitmap",
+                                            json_object_get(bitmap,
+                                                            "name")));
+        }
+    }
+    return 0;
+}
+
+/* Stops a server that a dead one may have started: it had an export there, or
+ * nobody has one. */
+static int stop_server_of_lease(struct qmp *qmp, bool had,
+                                struct qlb_error *err)
+{
+    json_t *exports = qmp_call(qmp, "query-block-exports", NULL, err);
+    const json_t *export;
+    bool used = false;
+    size_t i;
+
+    if (exports == NULL) {
+        return -1;
+    }
+    json_array_foreach(exports, i, export) {
+        used = used || strcmp(text_of(export, "type"), "nbd") == 0;
+    }
+    json_decref(exports);
+    if (had || !used) {
+        struct qlb_error ignored;
+
+        /* it may not have come to starting it */
+        run(qmp, "nbd-server-stop", NULL, &ignored);
+    }
+    return 0;
+}
+
+/* The lease's node last: by it the rest is found. */
+static int clear_lease(struct qmp *qmp, const char *key,
+                       struct qlb_error *err)
+{
+    struct leftovers left = { .qmp = qmp, .key = key };
+    char lease[NAME_SIZE];
+    bool had;
+    int ret = -1;
+
+    name_of(lease, key, "-lease");
+    if (end_lease(qmp, lease, &had, err) < 0) {
+        return -1;
+    }
+    left.note = json_array();
+    if (each(&left, NODES, flat(), note_mark, err) == 0 &&
+        each(&left, NODES, flat(), drop_noted, err) == 0 &&
+        take_away(&left, err) == 0 &&
+        stop_server_of_lease(qmp, had, err) == 0) {
+        ret = drop_node(&left, lease, err);
+    }
+    json_decref(left.note);
+    return ret;
+}
+
+/* ---- clearing all of it ---- */
+
+static int clear_leases(struct qmp *qmp, struct qlb_error *err)
+{
+    struct leftovers left = { .qmp = qmp, .folders = json_object() };
+    int ret = each(&left, NODES, flat(), note_lease, err);
+    const char *key;
+    json_t *value;
+
+    json_object_foreach(left.folders, key, value) {
+        ret = ret < 0 ? -1 : clear_lease(qmp, key, err);
+    }
+    json_decref(left.folders);
+    return ret;
+}
+
+/* far: folders are those of another host, where an lbvm may be at work. */
+static int clear_folders(struct qmp *qmp, bool far, struct qlb_error *err)
 {
     struct leftovers left = { .qmp = qmp, .folders = json_object() };
     int ret = each(&left, NODES, flat(), note_folder, err);
@@ -408,11 +602,24 @@ int fleece_clear(struct qmp *qmp, struct qlb_error *err)
     json_t *value;
 
     json_object_foreach(left.folders, folder, value) {
-        ret = ret < 0 ? -1 : clear_owner(qmp, folder, err);
+        if (ret == 0 && far) {
+            ret = qlb_fail(err, QLB_E_BUSY, "QEMU has a backup of an lbvm on "
+                           "its own host, in %s; if that has died, the next "
+                           "one there clears it", folder);
+        } else if (ret == 0) {
+            ret = clear_owner(qmp, folder, err);
+        }
     }
     json_decref(left.folders);
-    return ret < 0 ? qlb_error_prefix(err, "clearing what a backup has left")
-                   : 0;
+    return ret;
+}
+
+int fleece_clear(struct qmp *qmp, bool far, struct qlb_error *err)
+{
+    if (clear_leases(qmp, err) < 0 || clear_folders(qmp, far, err) < 0) {
+        return qlb_error_prefix(err, "clearing what a backup has left");
+    }
+    return 0;
 }
 
 /* A folder whose QEMU is gone, too: of one of our disks? */
@@ -469,6 +676,14 @@ static json_t *note_of(const struct fleece_disk *disks, unsigned n)
     return note;
 }
 
+static void name_all(struct fleece *fleece, const char *key)
+{
+    snprintf(fleece->key, sizeof(fleece->key), "%.*s", SCRATCH_KEY, key);
+    for (unsigned i = 0; i < fleece->n; i++) {
+        snprintf(fleece->names[i], NAME_SIZE, PREFIX "%s-%u", fleece->key, i);
+    }
+}
+
 static int make_scratch(struct fleece *fleece, const char *parent,
                         struct qlb_error *err)
 {
@@ -480,10 +695,7 @@ static int make_scratch(struct fleece *fleece, const char *parent,
     if (fleece->scratch == NULL) {
         return -1;
     }
-    for (unsigned i = 0; i < fleece->n; i++) {
-        snprintf(fleece->names[i], NAME_SIZE, PREFIX "%s-%u",
-                 scratch_key(fleece->scratch), i);
-    }
+    name_all(fleece, scratch_key(fleece->scratch));
     return 0;
 }
 
@@ -505,25 +717,59 @@ static int format_overlay(struct fleece *fleece, unsigned i, const char *file,
     return end_job(fleece->qmp, name, false, err);
 }
 
+static int open_file(struct fleece *fleece, unsigned i, const char *path,
+                     struct qlb_error *err)
+{
+    char node[NAME_SIZE + 8];
+
+    snprintf(node, sizeof(node), "%s-file", fleece->names[i]);
+    return run(fleece->qmp, "blockdev-add",
+               json_pack("{s:s, s:s, s:s, s:s}", "driver", "file",
+                         "node-name", node, "filename", path, "discard",
+                         "unmap"), err);
+}
+
 /* Nobody needs the file's name once QEMU has it open. */
 static int add_file(struct fleece *fleece, unsigned i, struct qlb_error *err)
 {
-    char node[NAME_SIZE + 8], file[16], *path;
+    char file[16], *path;
     int ret;
 
-    snprintf(node, sizeof(node), "%s-file", fleece->names[i]);
     snprintf(file, sizeof(file), "%u", i);
     if (asprintf(&path, "%s/%s", scratch_path(fleece->scratch), file) < 0) {
         return qlb_fail_errno(err, ENOMEM, "%s", file);
     }
     ret = scratch_add_file(fleece->scratch, file, err);
     if (ret == 0) {
-        ret = run(fleece->qmp, "blockdev-add",
-                  json_pack("{s:s, s:s, s:s, s:s}", "driver", "file",
-                            "node-name", node, "filename", path, "discard",
-                            "unmap"), err);
+        ret = open_file(fleece, i, path, err);
     }
     scratch_unlink(fleece->scratch, file);
+    free(path);
+    return ret;
+}
+
+/* The same name each time: it can't be deleted. QEMU's lock on the file tells
+ * whether another one has it. */
+static int add_far_file(struct fleece *fleece, unsigned i,
+                        struct qlb_error *err)
+{
+    const char *image = fleece->disks[i].filename;
+    uint8_t digest[QLB_DIGEST_MAX];
+    char hash[2 * 8 + 1], *path;
+    int ret;
+
+    qlb_digest(QLB_DIGEST_XXH3_128, image, strlen(image), digest);
+    qlb_hex(digest, 8, hash);
+    if (asprintf(&path, "%s/" PREFIX "%s" OVERLAY, fleece->folder, hash) < 0) {
+        return qlb_fail_errno(err, ENOMEM, "%s", image);
+    }
+    ret = create_file(fleece->qmp, fleece->names[i], path, err);
+    if (ret == 0) {
+        ret = open_file(fleece, i, path, err);
+    }
+    if (ret < 0) {
+        qlb_error_prefix(err, "%s", path);
+    }
     free(path);
     return ret;
 }
@@ -551,21 +797,43 @@ static char *uri_of(const struct fleece *fleece, const char *name,
 {
     char *uri;
 
-    if (asprintf(&uri, "nbd+unix:///%s?socket=%s/nbd", name,
-                 scratch_path(fleece->scratch)) < 0) {
+    if (fleece->way != NULL) {
+        uri = nbd_way_uri(fleece->way, fleece->port, name);
+    } else if (asprintf(&uri, "nbd+unix:///%s?socket=%s/nbd", name,
+                        scratch_path(fleece->scratch)) < 0) {
+        uri = NULL;
+    }
+    if (uri == NULL) {
         qlb_fail_errno(err, ENOMEM, "%s", name);
-        return NULL;
     }
     return uri;
+}
+
+/* An export of the server; context: or NULL. */
+static struct nbdlink *open_link(const struct fleece *fleece,
+                                 const char *name, const char *context,
+                                 struct qlb_error *err)
+{
+    const struct nbd_way *way = fleece->way;
+    char *uri = uri_of(fleece, name, err);
+    struct nbdlink *link;
+
+    if (uri == NULL) {
+        return NULL;
+    }
+    link = nbdlink_open(uri, context, way == NULL ? 0 : LEASE_PATIENCE, err);
+    free(uri);
+    if (link == NULL && way != NULL) {
+        qlb_error_prefix(err, "%s:%u", way->host, fleece->port);
+    }
+    return link;
 }
 
 static int write_ends(const struct fleece *fleece, const char *name,
                       uint64_t size, struct qlb_error *err)
 {
     static const uint8_t zeroes[512];
-    char *uri = uri_of(fleece, name, err);
-    struct nbdlink *link = uri == NULL ? NULL
-                                       : nbdlink_open(uri, NULL, 0, err);
+    struct nbdlink *link = open_link(fleece, name, NULL, err);
     int ret = -1;
 
     if (link != NULL &&
@@ -574,7 +842,6 @@ static int write_ends(const struct fleece *fleece, const char *name,
                             sizeof(zeroes), err);
     }
     nbdlink_close(link);
-    free(uri);
     return ret;
 }
 
@@ -591,9 +858,8 @@ static int add_mark(struct fleece *fleece, unsigned i, struct qlb_error *err)
             json_pack("{s:s, s:s, s:I}", "driver", "null-co", "node-name",
                       mark, "size", (json_int_t)disk->size), err) < 0 ||
         run(fleece->qmp, "block-dirty-bitmap-add",
-            json_pack("{s:s, s:s, s:i}", "node", mark, "name",
-                      fleece->names[i], "granularity", GRANULARITY),
-            err) < 0 ||
+            json_pack("{s:s, s:s, s:i}", "node", mark, "name", disk->bitmap,
+                      "granularity", GRANULARITY), err) < 0 ||
         run(fleece->qmp, "block-export-add",
             json_pack("{s:s, s:s, s:s, s:s, s:b}", "type", "nbd", "id", mark,
                       "node-name", mark, "name", mark, "writable", 1),
@@ -630,7 +896,7 @@ int fleece_has_canaries(const struct fleece *fleece, unsigned i,
     if (asprintf(&context, "qemu:dirty-bitmap:%s", fleece->names[i]) < 0) {
         return qlb_fail_errno(err, ENOMEM, "%s", fleece->names[i]);
     }
-    link = nbdlink_open(fleece->uris[i], context, 0, err);
+    link = open_link(fleece, fleece->names[i], context, err);
     free(context);
     if (link != NULL && (!nbdlink_has_context(link) ||
                          last >= nbdlink_size(link))) {
@@ -668,7 +934,7 @@ static void add_new_bitmap(json_t *actions, const struct fleece_disk *disk,
     add_action(actions, "block-dirty-bitmap-merge",
                json_pack("{s:s, s:s, s:[{s:s, s:s}]}", "node", disk->node,
                          "target", disk->bitmap, "bitmaps", "node", mark,
-                         "name", name));
+                         "name", disk->bitmap));
 }
 
 static void add_job(json_t *actions, const struct fleece_disk *disk,
@@ -718,6 +984,17 @@ static int transact(struct fleece *fleece, uint64_t *now,
 
 /* ---- the exports ---- */
 
+/* What the error says where QEMU has one already. */
+static int explain_server(struct qlb_error *err)
+{
+    if (strstr(err->message, "already running") != NULL) {
+        return qlb_fail(err, QLB_E_BUSY, "QEMU's NBD server is used by "
+                        "somebody else, as by a migration; try again "
+                        "when that has ended");
+    }
+    return -1;
+}
+
 static int start_server(struct fleece *fleece, struct qlb_error *err)
 {
     json_t *address;
@@ -729,16 +1006,33 @@ static int start_server(struct fleece *fleece, struct qlb_error *err)
     address = json_pack("{s:s, s:{s:s}}", "type", "unix", "data", "path",
                         path);
     free(path);
-    if (run(fleece->qmp, "nbd-server-start",
-            json_pack("{s:o}", "addr", address), err) < 0) {
-        if (strstr(err->message, "already running") != NULL) {
-            return qlb_fail(err, QLB_E_BUSY, "QEMU's NBD server is used by "
-                            "somebody else, as by a migration; try again "
-                            "when that has ended");
-        }
+    return run(fleece->qmp, "nbd-server-start",
+               json_pack("{s:o}", "addr", address), err) < 0
+               ? explain_server(err) : 0;
+}
+
+/* That it listens is told by the node, which is there before. */
+static int take_lease(struct fleece *fleece, struct qlb_error *err)
+{
+    char name[NAME_SIZE];
+
+    name_of(name, fleece->key, "-lease");
+    if (run(fleece->qmp, "blockdev-add",
+            json_pack("{s:s, s:s, s:i}", "driver", "null-co", "node-name",
+                      name, "size", LEASE_SIZE), err) < 0) {
         return -1;
     }
-    return 0;
+    if (nbd_way_serve(fleece->way, fleece->qmp, &fleece->port, err) < 0) {
+        return explain_server(err);
+    }
+    fleece->serves = true;
+    if (run(fleece->qmp, "block-export-add",
+            json_pack("{s:s, s:s, s:s, s:s}", "type", "nbd", "id", name,
+                      "node-name", name, "name", name), err) < 0) {
+        return -1;
+    }
+    fleece->lease = open_link(fleece, name, NULL, err);
+    return fleece->lease == NULL ? -1 : 0;
 }
 
 static int export(struct fleece *fleece, unsigned i, struct qlb_error *err)
@@ -773,13 +1067,37 @@ static int for_each_disk(struct fleece *fleece,
     return 0;
 }
 
+static int prepare_here(struct fleece *fleece, const char *scratch,
+                        struct qlb_error *err)
+{
+    if (make_scratch(fleece, scratch, err) < 0 ||
+        for_each_disk(fleece, add_file, err) < 0) {
+        return -1;
+    }
+    return start_server(fleece, err);
+}
+
+static int prepare_far(struct fleece *fleece, const char *scratch,
+                       struct qlb_error *err)
+{
+    struct qlb_uuid random = tool_random_uuid();
+    char uuid[QLB_UUID_TEXT];
+
+    name_all(fleece, qlb_uuid_format(&random, uuid));
+    fleece->folder = scratch;
+    if (take_lease(fleece, err) < 0) {
+        return -1;
+    }
+    return for_each_disk(fleece, add_far_file, err);
+}
+
 static int begin(struct fleece *fleece, const char *scratch, uint64_t *now,
                  struct qlb_error *err)
 {
-    if (make_scratch(fleece, scratch, err) < 0 ||
-        for_each_disk(fleece, add_file, err) < 0 ||
-        start_server(fleece, err) < 0 ||
-        for_each_disk(fleece, add_overlay, err) < 0 ||
+    int ret = fleece->way != NULL ? prepare_far(fleece, scratch, err)
+                                  : prepare_here(fleece, scratch, err);
+
+    if (ret < 0 || for_each_disk(fleece, add_overlay, err) < 0 ||
         for_each_disk(fleece, add_mark, err) < 0 ||
         transact(fleece, now, err) < 0) {
         return -1;
@@ -817,7 +1135,8 @@ static struct fleece *fleece_new(struct qmp *qmp,
     return fleece;
 }
 
-struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
+struct fleece *fleece_begin(struct qmp *qmp, const struct nbd_way *way,
+                            const char *scratch,
                             const struct fleece_disk *disks, unsigned n,
                             uint64_t *time, struct qlb_error *err)
 {
@@ -829,6 +1148,7 @@ struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
         fleece_end(fleece, false, &ignored);
         return NULL;
     }
+    fleece->way = way;
     if (begin(fleece, scratch, time, err) < 0) {
         fleece_end(fleece, false, &ignored);
         return NULL;
@@ -870,14 +1190,30 @@ int fleece_check(struct fleece *fleece, struct qlb_error *err)
 /* All is tried, though QEMU may have gone; the first error is told. */
 static int take_own_away(struct fleece *fleece, struct qlb_error *err)
 {
-    struct leftovers left = {
-        .qmp = fleece->qmp,
-        .key = scratch_key(fleece->scratch),
-    };
+    struct leftovers left = { .qmp = fleece->qmp, .key = fleece->key };
     struct qlb_error ignored;
-    int ret = stop_server(fleece->qmp, fleece->scratch, err);
+    int ret = 0;
 
+    if (fleece->serves) {
+        ret = run(fleece->qmp, "nbd-server-stop", NULL, err);
+    } else {
+        ret = stop_server(fleece->qmp, fleece->scratch, err);
+    }
     return take_away(&left, ret < 0 ? &ignored : err) < 0 ? -1 : ret;
+}
+
+/* It was added as the first, and is the last to go: where something is left,
+ * that is found by it. */
+static int drop_lease(struct fleece *fleece, struct qlb_error *err)
+{
+    struct leftovers left = { .qmp = fleece->qmp };
+    char name[NAME_SIZE];
+
+    if (fleece->way == NULL) {
+        return 0;
+    }
+    name_of(name, fleece->key, "-lease");
+    return drop_node(&left, name, err);
 }
 
 int fleece_end(struct fleece *fleece, bool keep, struct qlb_error *err)
@@ -888,12 +1224,16 @@ int fleece_end(struct fleece *fleece, bool keep, struct qlb_error *err)
         return 0;
     }
     qmp_set_interruptible(fleece->qmp, false);
-    if (fleece->scratch != NULL) {
+    if (fleece->key[0] != '\0') {
         ret = take_own_away(fleece, err);
     }
     if (!keep) {
         forget_bitmaps(fleece);
     }
+    if (fleece->key[0] != '\0' && ret == 0) {
+        ret = drop_lease(fleece, err);
+    }
+    nbdlink_close(fleece->lease);
     /* After a lost connection QEMU may still have all of it: the next one is
      * told by the folder. */
     scratch_free(fleece->scratch, ret == 0);

@@ -24,19 +24,24 @@ struct fleece_disk {
 };
 
 struct fleece;
+struct nbd_way;
 
 /* Clears what dead clients have left. To be called before disks are looked for:
- * a job puts a filter on its disk. QLB_E_BUSY where the client lives. */
-int fleece_clear(struct qmp *qmp, struct qlb_error *err);
+ * a job puts a filter on its disk. QLB_E_BUSY where the client lives, or where
+ * QEMU is on another host (far) and may have one on that. */
+int fleece_clear(struct qmp *qmp, bool far, struct qlb_error *err);
 /* Clears scratch folders in that one whose QEMU is dead, too, where they are of
  * a disk of this QEMU. changed: bitmaps may have gone. */
 int fleece_sweep(struct qmp *qmp, const char *parent, bool *changed,
                  struct qlb_error *err);
 
-/* scratch: the folder in which one for this backup is made. NULL on failure;
- * nothing is left then but, where a command of QEMU failed, what the next one
- * clears. disks must outlive it. */
-struct fleece *fleece_begin(struct qmp *qmp, const char *scratch,
+/* way: to a QEMU on another host; NULL: it is on this one. scratch: the folder,
+ * on that host, in which one for this backup is made; on another host, in which
+ * overlays are. NULL on failure; nothing is left then but, where a command of
+ * QEMU failed, what the next one clears. way, scratch and disks must outlive
+ * it. */
+struct fleece *fleece_begin(struct qmp *qmp, const struct nbd_way *way,
+                            const char *scratch,
                             const struct fleece_disk *disks, unsigned n,
                             uint64_t *time, struct qlb_error *err);
 /* The export of disk i, and the name of its bitmap (NULL: none). */

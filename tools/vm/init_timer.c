@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "vm/commands.h"
+#include "vm/nbd_way.h"
 #include "vm/options.h"
 #include "vm/retention.h"
 
@@ -154,10 +155,11 @@ static void check_value(const struct tool_option *option, const char *value,
         tool_usage("--%s is wanted before MACHINE: it is not of the backup "
                    "alone", option->name);
     }
-    if (is_folder || strcmp(option->argument, "SOCKET") == 0) {
+    if (is_folder || strcmp(option->argument, "SOCKET") == 0 ||
+        strcmp(option->argument, "FILE") == 0) {
         check_path(value, option->name);
     }
-    if (is_folder) {
+    if (is_folder && option->value != NBD_WAY_OPT_CERTIFICATES) {
         folder(opaque, value);
     }
 }
@@ -354,10 +356,18 @@ static char *make_drop_in(const struct init_timer *t, unsigned service)
     if (file == NULL) {
         return NULL;
     }
-    fputs("# Made by lbvm init-timer.\n\n[Unit]\nRequiresMountsFor=", file);
-    print_path(file, "", repository, strlen(repository));
-    fputs("\n\n[Service]\nReadWritePaths=", file);
-    print_path(file, "-", repository, strlen(repository));
+    fputs("# Made by lbvm init-timer.\n\n[Unit]\n", file);
+    if (store_is_remote(repository)) {
+        fputs("After=network-online.target\nWants=network-online.target\n\n"
+              "[Service]\nPrivateNetwork=no\n"
+              "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
+              "ReadWritePaths=", file);
+    } else {
+        fputs("RequiresMountsFor=", file);
+        print_path(file, "", repository, strlen(repository));
+        fputs("\n\n[Service]\nReadWritePaths=", file);
+        print_path(file, "-", repository, strlen(repository));
+    }
     if (metrics != NULL) {
         print_folder_of(file, metrics);
     }
@@ -517,7 +527,11 @@ static void parse_options(struct init_timer *t, int argc, char **argv)
     if (!machine_name_valid(t->name)) {
         tool_usage("'%s' is no name of a machine", t->name);
     }
-    check_path(vm_repository(&t->common), "--repository");
+    if (store_is_remote(vm_repository(&t->common))) {
+        check_word(vm_repository(&t->common), "--repository");
+    } else {
+        check_path(vm_repository(&t->common), "--repository");
+    }
     if (vm_metrics(&t->common) != NULL) {
         check_path(vm_metrics(&t->common), "--metrics");
     }
@@ -533,7 +547,8 @@ int vm_init_timer(int argc, char **argv)
     if (write_files(&t, &err) < 0 || turn_on(&t, &err) < 0) {
         return tool_fail(NULL, &err);
     }
-    if (t.root == NULL && access(vm_repository(&t.common), F_OK) < 0) {
+    if (t.root == NULL && !store_is_remote(vm_repository(&t.common)) &&
+        access(vm_repository(&t.common), F_OK) < 0) {
         tool_message("%s: is not there yet, and a job of systemd can't make "
                      "it: make the folder, or back up once by hand",
                      vm_repository(&t.common));

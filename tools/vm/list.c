@@ -108,7 +108,8 @@ static int list_machine(void *opaque, struct machine *machine)
 static int list_machines(const struct vm_options *common)
 {
     struct machine_list list = { .json = common->json ? json_array() : NULL };
-    int status = vm_each_machine(common, NULL, 0, list_machine, &list);
+    const struct vm_work work = { .run = list_machine, .opaque = &list };
+    int status = vm_each_machine(common, NULL, 0, &work);
     json_t *json;
 
     if (!common->json) {
@@ -238,16 +239,12 @@ static int check_chain(const struct machine *machine,
                        const struct manifest_disk *disk,
                        struct qlb_error *err)
 {
-    char **paths;
-    unsigned n;
+    struct store_names objects;
 
-    if (machine_chain(machine, disk, &paths, &n, err) < 0) {
+    if (machine_chain(machine, disk, &objects, err) < 0) {
         return -1;
     }
-    for (unsigned i = 0; i < n; i++) {
-        free(paths[i]);
-    }
-    free(paths);
+    store_names_release(&objects);
     return 0;
 }
 

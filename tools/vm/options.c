@@ -44,7 +44,7 @@ const char *vm_repository(const struct vm_options *options)
         path = getenv("LBVM_REPOSITORY");
     }
     if (path == NULL || *path == '\0') {
-        tool_usage("--repository=FOLDER is wanted, or LBVM_REPOSITORY in the "
+        tool_usage("--repository=PLACE is wanted, or LBVM_REPOSITORY in the "
                    "environment");
     }
     return path;
@@ -66,23 +66,43 @@ int vm_open_machine(const struct vm_options *options, const char *name,
     return 0;
 }
 
+static int note_missed(const struct vm_work *work, const char *name,
+                       int status)
+{
+    return work->missed == NULL ? status
+                                : work->missed(work->opaque, name, status);
+}
+
 static int run_machine(struct repository *repository, const char *name,
-                       int (*run)(void *opaque, struct machine *machine),
-                       void *opaque)
+                       const struct vm_work *work)
 {
     struct qlb_error err;
     struct machine *machine = machine_open(repository, name, false, &err);
-    int status = machine == NULL ? tool_fail(NULL, &err)
-                                 : run(opaque, machine);
+    int status;
 
+    if (machine == NULL) {
+        return note_missed(work, name, tool_fail(NULL, &err));
+    }
+    status = work->run(work->opaque, machine);
     machine_close(machine);
     return status;
 }
 
+static int miss_all(const struct vm_work *work, char *const *names,
+                    unsigned n, int status)
+{
+    int worst = status;
+
+    for (unsigned i = 0; i < n; i++) {
+        int one = note_missed(work, names[i], status);
+
+        worst = one > worst ? one : worst;
+    }
+    return worst;
+}
+
 int vm_each_machine(const struct vm_options *options, char *const *names,
-                    unsigned n, int (*run)(void *opaque,
-                                           struct machine *machine),
-                    void *opaque)
+                    unsigned n, const struct vm_work *work)
 {
     struct repository *repository;
     struct qlb_error err;
@@ -94,14 +114,14 @@ int vm_each_machine(const struct vm_options *options, char *const *names,
     repository = repository_open(vm_repository(options), false, NULL, &err);
     if (repository == NULL ||
         (n == 0 && repository_machines(repository, &all, &n_all, &err) < 0)) {
-        worst = tool_fail(NULL, &err);
+        worst = miss_all(work, names, n, tool_fail(NULL, &err));
         n = 0;
     } else if (n == 0) {
         names = all;
         n = n_all;
     }
     for (i = 0; i < n && !tool_stop; i++) {
-        status = run_machine(repository, names[i], run, opaque);
+        status = run_machine(repository, names[i], work);
         worst = status > worst ? status : worst;
     }
     if (i < n) {

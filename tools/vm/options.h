@@ -11,8 +11,9 @@ enum { VM_OPT_REPOSITORY = TOOL_OPT_LONG + 0x800, VM_OPT_JSON,
        VM_OPT_METRICS };
 
 #define VM_REPOSITORY_OPTION                                                 \
-    { "repository", VM_OPT_REPOSITORY, "FOLDER",                             \
-      "where the backups are (default: $LBVM_REPOSITORY)" }
+    { "repository", VM_OPT_REPOSITORY, "PLACE",                              \
+      "where the backups are: a folder, or ssh://HOST/FOLDER (default: "     \
+      "$LBVM_REPOSITORY)" }
 #define VM_JSON_OPTION                                                       \
     { "json", VM_OPT_JSON, NULL, "print the result as JSON" }
 #define VM_METRICS_OPTION                                                    \
@@ -40,13 +41,20 @@ int vm_open_machine(const struct vm_options *options, const char *name,
                     struct repository **repository,
                     struct machine **machine);
 
+/* What is done with each machine. */
+struct vm_work {
+    /* Returns an exit status; messages are out then. */
+    int (*run)(void *opaque, struct machine *machine);
+    /* One that was named could not be opened; the message is out. Returns the
+     * status, or a greater one. May be NULL. */
+    int (*missed)(void *opaque, const char *name, int status);
+    void *opaque;
+};
+
 /* Opens those machines one after the other, all where n is 0, without their
- * manifests, and has `run` return an exit status for each; a message that
- * precedes is out. Returns the greatest status. After a signal, none follows. */
+ * manifests. Returns the greatest status. After a signal, none follows. */
 int vm_each_machine(const struct vm_options *options, char *const *names,
-                    unsigned n, int (*run)(void *opaque,
-                                           struct machine *machine),
-                    void *opaque);
+                    unsigned n, const struct vm_work *work);
 
 /* The number of a time, "2026-11-23 14:00", "2026-11-23T14:00:00Z" or
  * "@SECONDS"; without Z in local time. Usage error else. */

@@ -12,16 +12,14 @@ static unsigned chain_length(const struct machine *machine,
                              const struct manifest_disk *disk)
 {
     struct qlb_error ignored;
-    char **paths;
+    struct store_names objects;
     unsigned n;
 
-    if (machine_chain(machine, disk, &paths, &n, &ignored) < 0) {
+    if (machine_chain(machine, disk, &objects, &ignored) < 0) {
         return 0;
     }
-    for (unsigned i = 0; i < n; i++) {
-        free(paths[i]);
-    }
-    free(paths);
+    n = objects.n;
+    store_names_release(&objects);
     return n;
 }
 

@@ -44,25 +44,38 @@ static bool has_digest(const struct manifest_disk *disk, const char *digest,
     return true;
 }
 
+static bool all_readable(const struct machine *machine,
+                         const struct store_names *objects,
+                         struct qlb_error *err)
+{
+    bool readable = true;
+
+    for (unsigned i = 0; i < objects->n && readable; i++) {
+        char *path = machine_object_path(machine, objects->at[i]);
+
+        if (path == NULL || access(path, R_OK) < 0) {
+            qlb_fail_errno(err, path == NULL ? ENOMEM : errno, "%s",
+                           path == NULL ? objects->at[i] : path);
+            readable = false;
+        }
+        free(path);
+    }
+    return readable;
+}
+
 /* Whether all archives that it needs are there. */
 static bool is_whole(const struct machine *machine,
                      const struct manifest_disk *disk, struct qlb_error *err)
 {
-    char **paths;
-    unsigned n;
-    bool whole = true;
+    struct store_names objects;
+    bool whole;
 
-    if (machine_chain(machine, disk, &paths, &n, err) < 0) {
+    if (machine_chain(machine, disk, &objects, err) < 0) {
         return false;
     }
-    for (unsigned i = 0; i < n; i++) {
-        if (whole && access(paths[i], R_OK) < 0) {
-            qlb_fail_errno(err, errno, "%s", paths[i]);
-            whole = false;
-        }
-        free(paths[i]);
-    }
-    free(paths);
+    whole = machine_is_remote(machine) ||
+            all_readable(machine, &objects, err);
+    store_names_release(&objects);
     return whole;
 }
 

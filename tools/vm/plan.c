@@ -297,8 +297,8 @@ static int check_chain(const struct plan *plan, struct plan_node *node,
                        struct qlb_error *err)
 {
     struct plan_node *first = node;
-    char **paths;
-    unsigned n, steps = 0;
+    struct store_names objects;
+    unsigned steps = 0;
 
     for (; node != NULL && !node->sound; node = node->parent) {
         if (check_archive(plan, node->disk, err) < 0) {
@@ -310,7 +310,11 @@ static int check_chain(const struct plan *plan, struct plan_node *node,
     }
     if (node != NULL && !node->sound) {
         /* which finds that too, and has the words for it */
-        return machine_chain(plan->machine, first->disk, &paths, &n, err);
+        if (machine_chain(plan->machine, first->disk, &objects, err) < 0) {
+            return -1;
+        }
+        store_names_release(&objects);
+        return 0;
     }
     for (node = first;
          node != NULL && !node->sound; node = node->parent) {

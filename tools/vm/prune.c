@@ -20,6 +20,7 @@
 
 #include "merge_chain.h"
 #include "vm/commands.h"
+#include "vm/far.h"
 #include "vm/options.h"
 #include "vm/outcome.h"
 #include "vm/plan.h"
@@ -503,6 +504,14 @@ static int prune_machine(void *opaque, struct machine *machine)
                         machine, newest, begun, status);
 }
 
+static int miss_machine(void *opaque, const char *name, int status)
+{
+    const struct prune *p = opaque;
+
+    return outcome_note(&p->common, METRICS_PRUNE, name, NULL, NULL,
+                        tool_clock(), status);
+}
+
 /* ---- options ---- */
 
 static void parse_option(struct prune *p, int option)
@@ -510,6 +519,7 @@ static void parse_option(struct prune *p, int option)
     switch (option) {
     case OPT_DRY_RUN:
         p->dry_run = true;
+        p->common.metrics = "";
         break;
     case OPT_THREADS:
         p->merge.threads = tool_parse_number(optarg, "--threads", 1, 256);
@@ -557,13 +567,20 @@ int vm_prune(int argc, char **argv)
     struct prune p = {
         .merge = { .level = 1, .threads = tool_default_threads() },
     };
+    const struct vm_work work = {
+        .run = prune_machine, .missed = miss_machine, .opaque = &p,
+    };
     json_t *json;
     int status, printed = 0;
 
     parse_options(&p, argc, argv);
+    status = far_run(&p.common, METRICS_PRUNE, argc, argv);
+    if (status >= 0) {
+        return status;
+    }
     p.results = json_array();
     status = vm_each_machine(&p.common, argv + optind,
-                             (unsigned)(argc - optind), prune_machine, &p);
+                             (unsigned)(argc - optind), &work);
     if (p.common.json && json_array_size(p.results) > 0) {
         json = json_object();
         json_object_set(json, "machines", p.results);

@@ -1,5 +1,5 @@
-/* A repository of backups in a folder (docs/repository.md): objects, locks, and
- * what the manifests of a machine tell together.
+/* A repository of backups (docs/repository.md): objects, locks, and what the
+ * manifests of a machine tell together.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -7,22 +7,26 @@
 #define VM_REPOSITORY_H
 
 #include "vm/manifest.h"
+#include "vm/store.h"
 
 struct repository;
 
-/* Opens the repository in a folder. create: makes it where the folder is empty
- * or absent, with that chain label (NULL: its own); where it is there already,
- * a label that differs is QLB_E_USAGE. NULL on failure. */
-struct repository *repository_open(const char *path, bool create,
+/* Opens the repository at a location, as store_open. create: makes it where the
+ * folder is empty or absent, with that chain label (NULL: its own); where it is
+ * there already, a label that differs is QLB_E_USAGE. NULL on failure. */
+struct repository *repository_open(const char *location, bool create,
                                    const char *label, struct qlb_error *err);
 void repository_close(struct repository *repository); /* NULL is allowed */
 
-const char *repository_path(const struct repository *repository);
+struct store *repository_store(const struct repository *repository);
 const char *repository_label(const struct repository *repository);
 
 /* The names of all machines, ascending; the caller frees each, and the array. */
 int repository_machines(const struct repository *repository, char ***names,
                         unsigned *n, struct qlb_error *err);
+
+bool repository_has_machine(const struct repository *repository,
+                            const char *name);
 
 /* 1 to 100 of the characters A-Z a-z 0-9 . _ -, first neither . nor -. */
 bool machine_name_valid(const char *name);
@@ -60,7 +64,7 @@ struct manifest *machine_backup(const struct machine *machine, unsigned i);
  * kept for others. QLB_E_RUNTIME: there is none, or several. */
 struct manifest *machine_find(const struct machine *machine, const char *id,
                               struct qlb_error *err);
-/* The newest one at that time or before it. */
+/* That of the last time which is not after this one. */
 struct manifest *machine_find_at(const struct machine *machine, uint64_t time,
                                  struct qlb_error *err);
 
@@ -71,19 +75,26 @@ machine_find_archive(const struct machine *machine,
                      const struct qlb_uuid *image,
                      const struct qlb_uuid *checkpoint);
 
-/* The chain of a disk: paths that can be opened, the full one first; the caller
- * frees each, and the array. QLB_E_UNTRUSTED where a link is missing. */
+/* The chain of a disk: archives, as manifests name them, the full one first.
+ * QLB_E_UNTRUSTED where a link is missing. */
 int machine_chain(const struct machine *machine,
-                  const struct manifest_disk *disk, char ***paths,
-                  unsigned *n, struct qlb_error *err);
+                  const struct manifest_disk *disk,
+                  struct store_names *objects, struct qlb_error *err);
 
-/* The path of an object, for the caller to free; NULL where memory is short. */
+bool machine_is_remote(const struct machine *machine);
+/* As store_path; where it is not remote, a file. */
 char *machine_object_path(const struct machine *machine, const char *object);
 /* "archives/DISK.UUID-N.lbz", with the first N that no object has; for the
  * caller to free. */
 char *machine_archive_object(const struct machine *machine, const char *disk,
                              const struct qlb_uuid *checkpoint,
                              struct qlb_error *err);
+
+/* A small object, as store_get; an archive, as store_fetch. */
+int machine_get(const struct machine *machine, const char *object,
+                struct store_text *text, struct qlb_error *err);
+char *machine_fetch(const struct machine *machine, const char *object,
+                    struct qlb_error *err);
 
 /* Writes a small object (a definition, a manifest) whole and synced. */
 int machine_put(struct machine *machine, const char *object, const void *data,

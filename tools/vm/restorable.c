@@ -90,22 +90,39 @@ static int check_members(const struct restorable *from,
     return 0;
 }
 
+static int fetch_chain(const struct restorable *from,
+                       const struct manifest_disk *disk,
+                       struct store_names *paths, struct qlb_error *err)
+{
+    struct store_names objects;
+    int ret = machine_chain(from->machine, disk, &objects, err);
+
+    for (unsigned i = 0; i < objects.n && ret == 0; i++) {
+        char *path = machine_fetch(from->machine, objects.at[i], err);
+
+        if (path == NULL) {
+            ret = -1;
+        } else if (store_names_add(paths, path) < 0) {
+            ret = qlb_fail_errno(err, ENOMEM, "%s", path);
+        }
+        free(path);
+    }
+    store_names_release(&objects);
+    return ret;
+}
+
 struct qlb_chain *restorable_chain(const struct restorable *from,
                                    const struct manifest_disk *disk,
                                    struct qlb_error *err)
 {
     struct qlb_chain *chain = NULL;
-    char **paths;
-    unsigned n;
+    struct store_names paths = { 0 };
 
-    if (machine_chain(from->machine, disk, &paths, &n, err) == 0) {
-        chain = qlb_chain_open((const char *const *)paths, n,
+    if (fetch_chain(from, disk, &paths, err) == 0) {
+        chain = qlb_chain_open((const char *const *)paths.at, paths.n,
                                &disk->checkpoint, QLB_CHAIN_NEED_FULL, err);
-        for (unsigned i = 0; i < n; i++) {
-            free(paths[i]);
-        }
-        free(paths);
     }
+    store_names_release(&paths);
     if (chain != NULL && check_members(from, disk, chain, err) < 0) {
         qlb_chain_close(chain);
         chain = NULL;

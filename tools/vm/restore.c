@@ -81,8 +81,7 @@ struct vm_restore {
     uint64_t expected; /* bytes of data */
     bool made_folder;
     char *definition;      /* the path that it gets; NULL: none is restored */
-    char *definition_text;
-    size_t definition_size;
+    struct store_text definition_text;
     struct qlb_outfile *definition_out;
 
     struct restore_meter meter;
@@ -231,38 +230,23 @@ static int name_targets(struct vm_restore *r, struct qlb_error *err)
 
 /* ---- the definition ---- */
 
-static int read_definition(struct vm_restore *r, const char *path,
+static int read_definition(struct vm_restore *r, const char *object,
                            struct qlb_error *err)
 {
-    enum { LARGEST = 64 << 20 };
-    FILE *file = fopen(path, "re");
-    struct stat st;
-    int ret = 0;
+    int ret = machine_get(r->from.machine, object, &r->definition_text, err);
+    char *path;
 
-    if (file == NULL && errno == ENOENT) {
-        return qlb_fail(err, QLB_E_DAMAGED, "%s: the machine's definition is "
-                        "missing; --no-definition restores the disks without "
-                        "it", path);
+    if (ret != 0) {
+        return ret < 0 ? -1 : 0;
     }
-    if (file == NULL || fstat(fileno(file), &st) < 0) {
-        ret = qlb_fail_errno(err, errno, "%s", path);
-    } else if (!S_ISREG(st.st_mode) || st.st_size > LARGEST) {
-        ret = qlb_fail(err, QLB_E_DAMAGED, "%s: is no file, or too large",
-                       path);
-    } else {
-        r->definition_size = (size_t)st.st_size;
-        r->definition_text = malloc(r->definition_size + 1);
-        if (r->definition_text == NULL) {
-            ret = no_memory(err);
-        } else if (fread(r->definition_text, 1, r->definition_size, file) !=
-                   r->definition_size) {
-            ret = qlb_fail_errno(err, EIO, "%s: reading", path);
-        }
+    path = machine_object_path(r->from.machine, object);
+    if (path == NULL) {
+        return no_memory(err);
     }
-    if (file != NULL) {
-        fclose(file);
-    }
-    return ret;
+    qlb_fail(err, QLB_E_DAMAGED, "%s: the machine's definition is missing; "
+             "--no-definition restores the disks without it", path);
+    free(path);
+    return -1;
 }
 
 /* It goes beside the disks; where each goes to its own place, nowhere. */
@@ -270,8 +254,7 @@ static int find_definition(struct vm_restore *r, struct qlb_error *err)
 {
     const char *object = r->from.manifest->definition;
     const char *type;
-    char *path, *name;
-    int ret;
+    char *name;
 
     if (object == NULL || r->in_place || r->no_definition) {
         return 0;
@@ -282,11 +265,8 @@ static int find_definition(struct vm_restore *r, struct qlb_error *err)
     }
     r->definition = in_folder(r->folder, name);
     free(name);
-    path = machine_object_path(r->from.machine, object);
-    ret = r->definition == NULL || path == NULL
-              ? no_memory(err) : read_definition(r, path, err);
-    free(path);
-    return ret;
+    return r->definition == NULL ? no_memory(err)
+                                 : read_definition(r, object, err);
 }
 
 /* ---- before anything is written ---- */
@@ -387,8 +367,9 @@ static int open_outputs(struct vm_restore *r, struct qlb_error *err)
                                            r->force ? QLB_OUTFILE_FORCE : 0,
                                            err);
     return r->definition_out == NULL
-               ? -1 : qlb_outfile_write(r->definition_out, r->definition_text,
-                                        r->definition_size, err);
+               ? -1 : qlb_outfile_write(r->definition_out,
+                                        r->definition_text.data,
+                                        r->definition_text.len, err);
 }
 
 /* The first to fail ends the others, whose "interrupted" says nothing. */
@@ -554,7 +535,7 @@ static void release(struct vm_restore *r, bool done)
     }
     free(r->targets);
     free(r->definition);
-    free(r->definition_text);
+    free(r->definition_text.data);
     free(r->names);
     restorable_close(&r->from);
 }

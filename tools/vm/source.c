@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "vm/source.h"
+#include "vm/stock_disks.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -31,6 +32,17 @@ struct source_disk *source_add_disk(struct source *source, const char *name,
     return disks;
 }
 
+static void take_bitmap(void *opaque, const char *name)
+{
+    struct source_disk *disk = opaque;
+
+    if (disk->n_checkpoints < QLB_MAX_CHECKPOINTS &&
+        stock_bitmap_checkpoint(name,
+                                &disk->checkpoints[disk->n_checkpoints])) {
+        disk->n_checkpoints++;
+    }
+}
+
 int source_read_image(struct source_disk *disk, struct qlb_error *err)
 {
     struct qlb_image *image = qlb_image_open(disk->filename,
@@ -47,6 +59,8 @@ int source_read_image(struct source_disk *disk, struct qlb_error *err)
         for (unsigned i = 0; i < ext->n_checkpoints; i++) {
             disk->checkpoints[i] = ext->checkpoints[i].uuid;
         }
+    } else {
+        qlb_image_each_bitmap(image, take_bitmap, disk);
     }
     qlb_image_close(image);
     return 0;

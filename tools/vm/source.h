@@ -67,7 +67,8 @@ struct source {
 /* For implementations: a further disk, all zero but its name (copied). */
 struct source_disk *source_add_disk(struct source *source, const char *name,
                                     struct qlb_error *err);
-/* list, for a disk whose file is named: what the image tells of itself. */
+/* list, for a disk whose file is named: what the image tells of itself; where
+ * livebackup is off, the checkpoints of a stock QEMU's bitmaps. */
 int source_read_image(struct source_disk *disk, struct qlb_error *err);
 /* dump: takes what a manifest tells of the archive. */
 void source_take_archive(struct source_disk *disk,
@@ -85,9 +86,12 @@ struct source *source_qemu_new(struct qmp *qmp, const char *target,
                                char *const *nodes, char *const *names,
                                unsigned n, bool durable);
 /* scratch: folder for what the guest overwrites meanwhile (NULL: that of the
- * first disk's image). */
+ * first disk's image); way: to a QEMU on another host, on which the folder is,
+ * too (NULL: it is on this one). */
+struct nbd_way;
 struct source *source_stock_new(struct qmp *qmp, char *const *nodes,
                                 char *const *names, unsigned n,
-                                const char *scratch);
+                                const char *scratch,
+                                const struct nbd_way *way);
 
 #endif

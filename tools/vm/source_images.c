@@ -12,12 +12,14 @@
 
 #include "imagedump.h"
 #include "vm/source.h"
+#include "vm/stock_disks.h"
 
 struct images {
     struct source source; /* first */
     char *const *names, *const *paths;
     unsigned n_paths;
     struct imagedump *dumps; /* one for each disk */
+    char (*bitmaps)[STOCK_NAME_SIZE]; /* the same: of a stock QEMU */
 };
 
 static struct images *images_of(struct source *source)
@@ -69,7 +71,8 @@ static int images_list(struct source *source, struct qlb_error *err)
         }
     }
     images->dumps = calloc(images->n_paths, sizeof(*images->dumps));
-    return images->dumps == NULL
+    images->bitmaps = calloc(images->n_paths, sizeof(*images->bitmaps));
+    return images->dumps == NULL || images->bitmaps == NULL
                ? qlb_fail_errno(err, ENOMEM, "%s", images->paths[0]) : 0;
 }
 
@@ -86,6 +89,8 @@ static int open_disk(struct images *images, unsigned i,
     dump->request.mode = qlb_uuid_is_zero(&disk->since) ? DUMP_FULL
                                                         : DUMP_AUTO;
     dump->request.since = disk->since;
+    dump->bitmap = stock_bitmap_name(&disk->since, images->bitmaps[i]);
+    dump->bitmap_size = disk->since_size;
     dump->image_uuid = disk->image;
     dump->set = images->source.set;
     dump->time = images->source.time;
@@ -96,7 +101,7 @@ static int open_disk(struct images *images, unsigned i,
     disk->incremental = dump->incremental;
     if (dump->reason[0] != '\0') {
         reason = dump->reason;
-    } else if (!dump->record) {
+    } else if (!dump->record && !dump->incremental) {
         reason = "livebackup is off; turn it on with 'lbctl enable', and what "
                  "follows is incremental";
     }
@@ -169,6 +174,7 @@ static void images_free(struct source *source)
         imagedump_close(&images->dumps[i]);
     }
     free(images->dumps);
+    free(images->bitmaps);
     source_release_disks(source);
     free(images);
 }

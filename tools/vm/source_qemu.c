@@ -117,6 +117,18 @@ static int list_names(struct qemu *qemu, struct qlb_error *err)
     return 0;
 }
 
+/* What people call the node of that name.  QEMU's own names begin with '#', and
+ * change: the device's is taken then. */
+static const char *name_of(const json_t *devices, const char *node)
+{
+    const json_t *entry = *node == '#' ? qmp_find_block(devices, node) : NULL;
+    const char *device = json_string_value(json_object_get(entry, "device"));
+    const char *path = json_string_value(json_object_get(entry, "qdev"));
+
+    return device != NULL && *device != '\0' ? device
+           : path != NULL ? path : node;
+}
+
 static int take_nodes(struct qemu *qemu, const json_t *nodes,
                       const json_t *devices, struct qlb_error *err)
 {
@@ -126,7 +138,9 @@ static int take_nodes(struct qemu *qemu, const json_t *nodes,
         const char *node = session->disks[i].name;
         struct source_disk *disk =
             source_add_disk(&qemu->source,
-                            qemu->names != NULL ? qemu->names[i] : node, err);
+                            qemu->names != NULL ? qemu->names[i]
+                                                : name_of(devices, node),
+                            err);
 
         if (disk == NULL ||
             take_node(disk, find_node(nodes, devices, node), err) < 0) {
@@ -147,11 +161,14 @@ static int qemu_list(struct source *source, struct qlb_error *err)
     }
     nodes = qmp_call(qemu->session.qmp, "query-named-block-nodes",
                      json_pack("{s:b}", "flat", 1), err);
-    /* Names that were found are those of nodes. */
-    if (nodes != NULL && qemu->n_nodes > 0) {
+    if (nodes != NULL) {
         devices = qmp_call(qemu->session.qmp, "query-block", NULL, err);
     }
-    if (nodes != NULL && (devices != NULL || qemu->n_nodes == 0)) {
+    /* Names that were found are those of nodes; a storage daemon has no
+     * devices. */
+    if (devices != NULL ||
+        (nodes != NULL && qemu->n_nodes == 0 &&
+         qmp_was_answered(qemu->session.qmp))) {
         ret = take_nodes(qemu, nodes, devices, err);
     }
     json_decref(nodes);

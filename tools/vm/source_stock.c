@@ -18,6 +18,7 @@ struct stock {
     struct qmp *qmp;
     char *const *nodes, *const *names; /* names: NULL: as the nodes */
     unsigned n_nodes;
+    const struct nbd_way *way; /* NULL: QEMU is on this host */
     const char *scratch;      /* NULL: beside the first disk's image */
     char *folder;             /* that one */
     struct stock_disk *disks; /* one for each of the source's, as all below */
@@ -35,11 +36,27 @@ static struct stock *stock_of(struct source *source)
 
 /* ---- the disks ---- */
 
+/* On another host it can't be looked at. */
+static int take_far_scratch(struct stock *stock, struct qlb_error *err)
+{
+    if (stock->scratch == NULL || *stock->scratch != '/') {
+        return qlb_fail(err, QLB_E_USAGE, "--nbd wants --scratch=FOLDER, an "
+                        "absolute path on QEMU's host, of a folder that only "
+                        "QEMU's user may enter");
+    }
+    stock->folder = strdup(stock->scratch);
+    return stock->folder == NULL
+               ? qlb_fail_errno(err, ENOMEM, "%s", stock->scratch) : 0;
+}
+
 static int find_scratch(struct stock *stock, struct qlb_error *err)
 {
     const char *file = stock->source.disks[0].filename;
     const char *slash = strrchr(file, '/');
 
+    if (stock->way != NULL) {
+        return take_far_scratch(stock, err);
+    }
     if (stock->scratch != NULL) {
         stock->folder = realpath(stock->scratch, NULL);
     } else if (*file != '/') {
@@ -72,9 +89,12 @@ static void forget_disks(struct stock *stock)
 
 static int find_disks(struct stock *stock, struct qlb_error *err)
 {
-    return stock_find_disks(stock->qmp, stock->nodes, stock->names,
-                            stock->n_nodes, &stock->source, &stock->disks,
-                            err);
+    if (stock_find_disks(stock->qmp, stock->nodes, stock->names,
+                         stock->n_nodes, &stock->source, &stock->disks,
+                         err) < 0) {
+        return -1;
+    }
+    return stock_check_threads(stock->qmp, &stock->source, stock->disks, err);
 }
 
 /* The scratch folder is by the disks; and what is cleared there may change what
@@ -82,10 +102,13 @@ static int find_disks(struct stock *stock, struct qlb_error *err)
 static int stock_list(struct source *source, struct qlb_error *err)
 {
     struct stock *stock = stock_of(source);
-    bool changed;
+    bool changed = false;
 
-    if (fleece_clear(stock->qmp, err) < 0 || find_disks(stock, err) < 0 ||
-        find_scratch(stock, err) < 0 ||
+    if (fleece_clear(stock->qmp, stock->way != NULL, err) < 0 ||
+        find_disks(stock, err) < 0 || find_scratch(stock, err) < 0) {
+        return -1;
+    }
+    if (stock->way == NULL &&
         fleece_sweep(stock->qmp, stock->folder, &changed, err) < 0) {
         return -1;
     }
@@ -189,8 +212,9 @@ static int stock_begin(struct source *source,
     if (make_plan(stock, err) < 0) {
         return -1;
     }
-    stock->fleece = fleece_begin(stock->qmp, stock->folder, stock->plan,
-                                 source->n_disks, &source->time, err);
+    stock->fleece = fleece_begin(stock->qmp, stock->way, stock->folder,
+                                 stock->plan, source->n_disks, &source->time,
+                                 err);
     if (stock->fleece == NULL) {
         return -1;
     }
@@ -330,7 +354,8 @@ static const struct source_ops stock_ops = {
 
 struct source *source_stock_new(struct qmp *qmp, char *const *nodes,
                                 char *const *names, unsigned n,
-                                const char *scratch)
+                                const char *scratch,
+                                const struct nbd_way *way)
 {
     struct stock *stock = calloc(1, sizeof(*stock));
 
@@ -344,5 +369,6 @@ struct source *source_stock_new(struct qmp *qmp, char *const *nodes,
     stock->names = names;
     stock->n_nodes = n;
     stock->scratch = scratch;
+    stock->way = way;
     return &stock->source;
 }

@@ -25,6 +25,12 @@ char *stock_bitmap_name(const struct qlb_uuid *checkpoint,
     return name;
 }
 
+bool stock_bitmap_checkpoint(const char *name, struct qlb_uuid *checkpoint)
+{
+    return strncmp(name, PREFIX, strlen(PREFIX)) == 0 &&
+           qlb_uuid_parse(name + strlen(PREFIX), checkpoint);
+}
+
 static const char *text_of(const json_t *object, const char *key)
 {
     const char *text = json_string_value(json_object_get(object, key));
@@ -41,11 +47,7 @@ static bool is_true(const json_t *object, const char *key)
  * since its checkpoint. */
 static bool is_trusted(const json_t *bitmap, struct qlb_uuid *checkpoint)
 {
-    const char *name = text_of(bitmap, "name");
-    size_t prefix = strlen(PREFIX);
-
-    return strncmp(name, PREFIX, prefix) == 0 &&
-           qlb_uuid_parse(name + prefix, checkpoint) &&
+    return stock_bitmap_checkpoint(text_of(bitmap, "name"), checkpoint) &&
            is_true(bitmap, "recording") && is_true(bitmap, "persistent") &&
            !is_true(bitmap, "inconsistent") && !is_true(bitmap, "busy");
 }

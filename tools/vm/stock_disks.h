@@ -13,6 +13,9 @@
 char *stock_bitmap_name(const struct qlb_uuid *checkpoint,
                         char name[STOCK_NAME_SIZE]);
 
+/* The checkpoint of a bitmap of that name; false: it is not one of lbvm's. */
+bool stock_bitmap_checkpoint(const char *name, struct qlb_uuid *checkpoint);
+
 struct stock_disk {
     char *node;       /* name of the qcow2 node */
     uint64_t size;    /* bytes */
@@ -27,5 +30,10 @@ struct stock_disk {
 int stock_find_disks(struct qmp *qmp, char *const *wanted,
                      char *const *names, unsigned n, struct source *source,
                      struct stock_disk **disks, struct qlb_error *err);
+
+/* Whether they can be exported without danger to the guest: QLB_E_UNTRUSTED
+ * where QEMU is too old for disks of an iothread. */
+int stock_check_threads(struct qmp *qmp, const struct source *source,
+                        const struct stock_disk *disks, struct qlb_error *err);
 
 #endif

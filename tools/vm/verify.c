@@ -17,6 +17,7 @@
 
 #include "archive_check.h"
 #include "vm/commands.h"
+#include "vm/far.h"
 #include "vm/options.h"
 #include "vm/outcome.h"
 
@@ -511,6 +512,14 @@ static int verify_machine(void *opaque, struct machine *machine)
                         machine, NULL, begun, v->status);
 }
 
+static int miss_machine(void *opaque, const char *name, int status)
+{
+    const struct verify *v = opaque;
+
+    return outcome_note(&v->common, METRICS_VERIFY, name, NULL, NULL,
+                        tool_clock(), status);
+}
+
 /* ---- options ---- */
 
 static void parse_option(struct verify *v, int option)
@@ -553,18 +562,25 @@ static void parse_options(struct verify *v, int argc, char **argv)
 int vm_verify(int argc, char **argv)
 {
     struct verify v = { .percent = 100, .threads = tool_default_threads() };
+    const struct vm_work work = {
+        .run = verify_machine, .missed = miss_machine, .opaque = &v,
+    };
     struct qlb_error err;
     json_t *json;
     int status, printed = 0;
 
     parse_options(&v, argc, argv);
+    status = far_run(&v.common, METRICS_VERIFY, argc, argv);
+    if (status >= 0) {
+        return status;
+    }
     v.check = archive_check_new(v.threads, v.progress, &err);
     if (v.check == NULL) {
         return tool_fail(NULL, &err);
     }
     v.results = json_array();
     status = vm_each_machine(&v.common, argv + optind,
-                             (unsigned)(argc - optind), verify_machine, &v);
+                             (unsigned)(argc - optind), &work);
     if (v.common.json && json_array_size(v.results) > 0) {
         json = json_object();
         json_object_set(json, "machines", v.results);
