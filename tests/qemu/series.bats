@@ -1,12 +1,12 @@
 #!/usr/bin/env bats
-# qemu-patches/ can be applied, and built, where it should be.
+# qemu-patches/ can be applied where it should be.
 #
 # Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 load qemu
 
-# the arguments of configure, and git_in
+# series and git_in
 top=$abs_top_srcdir build=${QLB_QEMU_ROOT%-qemu}
 . "$abs_top_srcdir/qemu-patches/build.bash"
 qemu=$QLB_QEMU_ROOT
@@ -109,67 +109,4 @@ the_newest() {
     [ -e "$dsc" ] || skip "the mirror has no packaging of it"
     run_expect 0 dpkg-source --no-check -x "$dsc" tree
     expect_applies tree
-}
-
-each_configure=("${qemu_configure[@]}" --enable-werror -Doptimization=0)
-
-# step COMMIT TARGETS...: the tree of COMMIT, in $qemu/each/build.
-step() {
-    local commit=$1
-    shift
-    git_in each/source read-tree --reset -u "$commit"
-    export PKG_CONFIG_PATH=$qemu/core/stage/lib/pkgconfig
-    if [ "$(cat .setup-configured)" != "${each_configure[*]}" ]; then
-        find . -mindepth 1 -delete
-        run_expect 0 ../source/configure "${each_configure[@]}"
-        printf '%s\n' "${each_configure[*]}" >.setup-configured
-    fi
-    # meson's lists first: the objects of new files are in them
-    run_expect 0 ninja build.ninja
-    run_expect 0 nice ninja "$@" $(objects "$commit")
-}
-
-# objects COMMIT: those of the sources that it touches, if anything builds them:
-# the emulator as a whole would take too long.
-objects() {
-    local file
-    git_in source diff --name-only "$1^" "$1" -- '*.c' |
-        while IFS= read -r file; do
-            if grep -q -F " ../source/$file" build.ninja; then
-                printf '%s\n' "../source/$file^"
-            fi
-        done
-}
-
-# What has been built once is not built again, except by night.
-@test "each patch builds by itself, without warnings" {
-    local commit now stamp=$qemu/each/.setup-built commits tools=(
-        qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon
-    )
-    mapfile -t commits < <(git_in source rev-list --reverse base..series)
-    [ "${#commits[@]}" -eq "$(series | wc -l)" ]
-    now=$(git_in source rev-list --no-commit-header --format=%T base..series
-          cat "$qemu/core/stage/lib/libqcow2lb-core.a" "$BATS_TEST_FILENAME" |
-          sha256sum)
-    if [ -z "${QLB_NIGHTLY:-}" ] && [ "$(cat "$stamp")" = "$now" ]; then
-        return
-    fi
-    rm -f "$stamp"
-    mkdir -p "$qemu/each/build" "$qemu/source.git/index-each"
-    cd "$qemu/each/build"
-    for commit in "${commits[@]}"; do
-        git_in source show -s --format=%s "$commit"
-        if git_in source diff --quiet "$commit^" "$commit" -- . \
-                ':!docs' ':!tests/qemu-iotests' ':!MAINTAINERS'; then
-            continue
-        fi
-        step "$commit" "${tools[@]}"
-    done
-    if [ -n "${QLB_NIGHTLY:-}" ]; then
-        echo "without the library"
-        run_expect 0 pyvenv/bin/meson configure -Dlivebackup=disabled
-        step series "${tools[@]}"
-        run_expect 0 pyvenv/bin/meson configure -Dlivebackup=auto
-    fi
-    printf '%s\n' "$now" >"$stamp"
 }
