@@ -18,6 +18,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +60,7 @@ static const char *reason(void)
     return strncmp(text, "nbd_", 4) == 0 && colon != NULL ? colon + 2 : text;
 }
 
-static void note_failure(struct nbdlink *link)
+static void connecting_failed(struct nbdlink *link)
 {
     if (link->failure[0] == '\0') {
         snprintf(link->failure, sizeof(link->failure), "%s", reason());
@@ -100,7 +101,7 @@ static void notify(struct nbdlink *link, short events)
         ret = nbd_aio_notify_write(link->nbd);
     }
     if (ret < 0) {
-        note_failure(link);
+        connecting_failed(link);
     }
 }
 
@@ -243,7 +244,7 @@ static int connect_to(struct nbdlink *link, const char *uri, double patience,
     double start = tool_clock();
 
     if (nbd_aio_connect_uri(link->nbd, uri) < 0) {
-        note_failure(link);
+        connecting_failed(link);
     }
     while (nbd_aio_is_connecting(link->nbd) == 1) {
         if (tool_stop) {
@@ -291,6 +292,28 @@ static int learn(struct nbdlink *link, struct qlb_error *err)
     return 0;
 }
 
+/* Seconds within which a server has heard the end of a connection: where the
+ * network works; and else, when QEMU has given up its client's handshake, for
+ * which it gives 10. */
+enum { SOON = 1, AT_LAST = 12 };
+
+static _Atomic double unsure_until;
+
+/* That one side has turned the other's credentials down tells that there is a
+ * network between the two. */
+static void note_failed_open(const struct nbdlink *link)
+{
+    bool heard = strstr(link->failure, "certificate verification") != NULL ||
+                 strstr(link->failure, "alert") != NULL;
+
+    atomic_store(&unsure_until, tool_clock() + (heard ? SOON : AT_LAST));
+}
+
+double nbdlink_unsure_until(void)
+{
+    return atomic_load(&unsure_until);
+}
+
 struct nbdlink *nbdlink_open(const char *uri, const char *context,
                              double patience, struct qlb_error *err)
 {
@@ -309,6 +332,7 @@ struct nbdlink *nbdlink_open(const char *uri, const char *context,
                   learn(link, err) < 0 ? -1 : 0;
     pthread_mutex_unlock(&link->lock);
     if (ret < 0) {
+        note_failed_open(link);
         nbdlink_close(link);
         return NULL;
     }

@@ -26,6 +26,9 @@ struct nbdlink_extents {
  * never. NULL on failure. */
 struct nbdlink *nbdlink_open(const char *uri, const char *context,
                              double patience, struct qlb_error *err);
+/* Until when a server may not know, of a connection of this process that failed
+ * before it stood, that it has ended; of tool_clock(). */
+double nbdlink_unsure_until(void);
 /* NULL is allowed. Nobody waits on the link any more. */
 void nbdlink_close(struct nbdlink *link);
 

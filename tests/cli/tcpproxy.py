@@ -3,12 +3,14 @@
 #   tcpproxy.py PORT BYTES
 #
 # Forwards connections to 127.0.0.1:PORT to 127.0.0.2:PORT. When BYTES have come
-# from there, all connections are reset, and no further one is taken.
+# from there, all connections are reset, and no further one is taken. The server
+# is not told of it, until the proxy is killed.
 #
 # Copyright (C) 2026 The qcow2 livebackup authors
 # SPDX-License-Identifier: GPL-2.0-or-later
 
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -42,9 +44,10 @@ def forward(selector, source, target):
 
 def reset(selector):
     for key in list(selector.get_map().values()):
-        if key.data is not None:
-            key.fileobj.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
-                                   struct.pack("ii", 1, 0))
+        if key.data is None or key.data[1]:
+            continue
+        key.fileobj.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                               struct.pack("ii", 1, 0))
         key.fileobj.close()
 
 
@@ -65,7 +68,9 @@ def main():
                 target, counts = key.data
                 n = forward(selector, key.fileobj, target)
                 left -= n if counts else 0
+    listener.close()
     reset(selector)
+    signal.pause()
 
 
 main()

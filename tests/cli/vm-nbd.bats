@@ -306,8 +306,7 @@ cut() {
     guest vdb "write -s $PWD/noise 20M 3000000"
     backup
     before=$(lbvm list --json web1 | jq '.backups | length')
-    for bytes in 1 200 1000 2000 3000 4000 6000 10000 100000 1000000 6000000 \
-        17000000; do
+    for bytes in 1 200 1000 2000 4000 10000 6000000 17000000; do
         cut $bytes
         [ $status = 1 ] || fail "$bytes: status $status" "$(cat cut.err)"
         [ "$(wc -l <cut.err)" = 1 ]

@@ -1187,6 +1187,16 @@ int fleece_check(struct fleece *fleece, struct qlb_error *err)
     return ret;
 }
 
+/* A QEMU (7.2, 10.0) that is told to stop its server while a client is amid the
+ * TLS handshake stands still for ever, the guest with it. */
+static void await_handshakes(const struct fleece *fleece)
+{
+    while (fleece->way->creds != NULL &&
+           tool_clock() < nbdlink_unsure_until()) {
+        nanosleep(&(struct timespec) { .tv_nsec = 50000000 }, NULL);
+    }
+}
+
 /* All is tried, though QEMU may have gone; the first error is told. */
 static int take_own_away(struct fleece *fleece, struct qlb_error *err)
 {
@@ -1195,6 +1205,7 @@ static int take_own_away(struct fleece *fleece, struct qlb_error *err)
     int ret = 0;
 
     if (fleece->serves) {
+        await_handshakes(fleece);
         ret = run(fleece->qmp, "nbd-server-stop", NULL, err);
     } else {
         ret = stop_server(fleece->qmp, fleece->scratch, err);
