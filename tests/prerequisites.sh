@@ -22,12 +22,15 @@ report() { # report STATUS NAME [HINT]
 # openssh-server, libvirtd in libvirt-daemon, virsh in libvirt-clients
 PATH=$PATH:/usr/sbin:/sbin
 for tool in bats busybox certtool cmp debugfs e2fsck jq libvirtd mandoc \
-            mkfs.ext4 mkfs.xfs nbdcopy nbdinfo nbdkit nm psktool qemu-img \
+            mkfs.ext4 mkfs.xfs nbdcopy nbdfuse nbdinfo nbdkit nm psktool qemu-img \
             qemu-io qemu-nbd qemu-system-x86_64 ssh sshd strace \
             systemd-analyze virsh xfs_repair xxhsum zstd; do
     command -v "$tool" >/dev/null
     report $? "$tool is installed"
 done
+
+[ -w /dev/fuse ]
+report $? "/dev/fuse can be used" "'modprobe fuse', and access to it, are wanted"
 
 [ "$HAVE_CMOCKA" = yes ]
 report $? "the library was configured with cmocka"

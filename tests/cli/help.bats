@@ -342,8 +342,8 @@ make_disk() {
         lbvm backup -q --repository repo $machine disk.qcow2
     done
     complete_line lbvm ''
-    expect_offered backup export init-timer list prune restore show verify \
-        --help --version
+    expect_offered backup cat export init-timer list ls mount prune restore \
+        show umount verify --help --version
     export LBVM_REPOSITORY=repo
     complete_line lbvm restore ''
     expect_offered db web1 web2

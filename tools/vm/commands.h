@@ -23,6 +23,14 @@ extern const struct tool vm_restore_tool;
 int vm_restore(int argc, char **argv);
 extern const struct tool vm_export_tool;
 int vm_export(int argc, char **argv);
+extern const struct tool vm_mount_tool;
+int vm_mount(int argc, char **argv);
+extern const struct tool vm_umount_tool;
+int vm_umount(int argc, char **argv);
+extern const struct tool vm_ls_tool;
+int vm_ls(int argc, char **argv);
+extern const struct tool vm_cat_tool;
+int vm_cat(int argc, char **argv);
 extern const struct tool vm_init_timer_tool;
 int vm_init_timer(int argc, char **argv);
 

@@ -21,6 +21,10 @@ static const struct {
     { &vm_prune_tool, vm_prune },
     { &vm_restore_tool, vm_restore },
     { &vm_export_tool, vm_export },
+    { &vm_mount_tool, vm_mount },
+    { &vm_umount_tool, vm_umount },
+    { &vm_ls_tool, vm_ls },
+    { &vm_cat_tool, vm_cat },
     { &vm_init_timer_tool, vm_init_timer },
 };
 
@@ -37,6 +41,10 @@ static const struct tool lbvm_tool = {
                 "  prune       keep some backups, drop the others\n"
                 "  restore     restore the disks of a machine\n"
                 "  export      write one disk to a file or a pipe\n"
+                "  mount       show the disks of a backup as files\n"
+                "  umount      take them away again\n"
+                "  ls          list a folder in a disk of a backup\n"
+                "  cat         print a file from a disk of a backup\n"
                 "  init-timer  have systemd do all that regularly\n",
     .summary = "Backs up whole machines to a repository, and restores them. "
                "'lbvm COMMAND --help'\ntells more.",

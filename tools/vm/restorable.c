@@ -71,6 +71,23 @@ const struct manifest_disk *restorable_disk(const struct restorable *from,
     return NULL;
 }
 
+char *restorable_file_name(const struct manifest_disk *disk,
+                           struct qlb_error *err)
+{
+    char *name;
+
+    if (asprintf(&name, "%.200s", disk->name) < 0) {
+        qlb_fail_errno(err, ENOMEM, "disk '%s'", disk->name);
+        return NULL;
+    }
+    for (char *c = name; *c != '\0'; c++) {
+        if (*c == '/' || (c == name && *c == '.')) {
+            *c = '_';
+        }
+    }
+    return name;
+}
+
 /* The members, the newest last, are what the manifests say. */
 static int check_members(const struct restorable *from,
                          const struct manifest_disk *disk,

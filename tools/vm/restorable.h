@@ -30,6 +30,10 @@ void restorable_close(struct restorable *restorable);
 const struct manifest_disk *restorable_disk(const struct restorable *from,
                                             const char *name,
                                             struct qlb_error *err);
+/* The disk's name, with what can't be in that of a file replaced; for the caller
+ * to free. NULL where memory is short. */
+char *restorable_file_name(const struct manifest_disk *disk,
+                           struct qlb_error *err);
 /* All archives that the disk needs, opened; they are those that the manifests
  * tell of. NULL on failure; errors begin with the disk. */
 struct qlb_chain *restorable_chain(const struct restorable *from,
