@@ -37,14 +37,16 @@ sys.stdout.buffer.write(read(modules) + archive([
 END
 }
 
+# start_guest FORMAT FILE: with that disk.
 start_guest() {
+    rm -f monitor.in monitor.out guest.log
     mkfifo monitor.in monitor.out
     qemu-system-x86_64 "${firmware[@]}" -nodefaults -display none \
         -machine pc -accel tcg -m 192 -kernel "$QLB_GUEST/vmlinuz" \
         -initrd initrd -append 'console=ttyS0 panic=-1 quiet' \
         -serial file:console -serial file:guest.log \
-        -blockdev driver=file,node-name=file,filename=disk.qcow2 \
-        -blockdev driver=qcow2,node-name=disk,file=file,discard=unmap \
+        -blockdev driver=file,node-name=file,filename="$2" \
+        -blockdev driver="$1",node-name=disk,file=file,discard=unmap \
         -device virtio-blk-pci,drive=disk \
         -qmp unix:backup.qmp,server=on,wait=off \
         -chardev pipe,id=monitor,path=monitor -mon monitor \
@@ -153,11 +155,31 @@ demonstrate_machine() {
         qemu-img compare -f qcow2 -F qcow2 restored/disk.qcow2 disk.qcow2
 }
 
+# A file out of a backup, as anybody; and a guest that runs on it, without a
+# restore.
+demonstrate_opening() {
+    local name
+    headline "A backup is opened at once: for one file, and for a guest to boot"
+    name=$(cd expected && find . -type f -size +64k ! -name '* *' | sort |
+        sed -n '1s/^.//p')
+    step - "lbvm ls web1 ${name%/*} | grep ${name##*/}"
+    step file "lbvm cat web1 $name > file"
+    proof 'the file is what was put in' cmp file "expected$name"
+    step - 'lbvm mount --writable -o opened web1'
+    printf '  $ qemu-system-x86_64 ... -drive file=opened/disk.img,format=raw\n'
+    start_guest raw opened/disk.img
+    proof 'the guest writes to its disk, which is the backup' \
+        await 'the guest does not write' grep -q '^[1-9]' guest.log
+    stop_guest
+    step - 'lbvm umount opened'
+    step - 'lbvm verify web1'
+}
+
 demonstrate_guest() {
     local number archives=''
     make_initrd
     headline "A guest boots with the disk, and is backed up while it runs"
-    start_guest
+    start_guest qcow2 disk.qcow2
     printf '  (it writes all the while, and is paused for a moment at the begin\n'
     printf '  of each backup only so that there is something to compare with)\n'
     sleep 2
@@ -169,6 +191,7 @@ demonstrate_guest() {
     sleep 2
     say_what_it_wrote
     demonstrate_machine
+    demonstrate_opening
 
     headline "Its disk of each point in time"
     for number in 0 1 2; do
