@@ -200,6 +200,43 @@ static int decide_with_chain(struct imagedump *d, struct qlb_error *err)
     return 0;
 }
 
+/* The archives are the last resort, and nothing is lost where they are of no
+ * use. */
+static bool is_last_resort(const struct imagedump *d)
+{
+    return d->rescan.n_inputs > 0 && d->request.mode == DUMP_AUTO &&
+           !qlb_uuid_is_zero(&d->request.since);
+}
+
+/* A full dump, since the archives can't be compared with; why the bitmaps don't
+ * tell has been noted. */
+static bool give_up_rescan(struct imagedump *d, const struct qlb_error *why)
+{
+    size_t used = strlen(d->reason);
+
+    if (!is_last_resort(d) || (why->code != QLB_E_UNTRUSTED &&
+                               why->code != QLB_E_DAMAGED)) {
+        return false;
+    }
+    snprintf(d->reason + used, sizeof(d->reason) - used,
+             "; and the disk can't be compared with its archives: %s",
+             why->message);
+    d->rescanned = d->incremental = false;
+    return true;
+}
+
+static int decide_at_last(struct imagedump *d, struct qlb_error *err)
+{
+    if (d->rescan.n_inputs == 0) {
+        return 0;
+    }
+    if (decide_by_rescan(d, err) < 0) {
+        return give_up_rescan(d, err) ? 0 : -1;
+    }
+    d->rescanned = d->incremental = true;
+    return 0;
+}
+
 static int decide(struct imagedump *d, struct qlb_error *err)
 {
     int parent;
@@ -207,7 +244,7 @@ static int decide(struct imagedump *d, struct qlb_error *err)
     if (d->request.mode == DUMP_FULL) {
         return 0;
     }
-    if (d->rescan.n_inputs > 0) {
+    if (d->rescan.n_inputs > 0 && !is_last_resort(d)) {
         return decide_with_chain(d, err);
     }
     if (has_stock_bitmap(d)) {
@@ -221,7 +258,7 @@ static int decide(struct imagedump *d, struct qlb_error *err)
     }
     if (d->request.mode == DUMP_AUTO) {
         snprintf(d->reason, sizeof(d->reason), "%.500s", err->message);
-        return 0;
+        return decide_at_last(d, err);
     }
     qlb_error_prefix(err, "%s: an incremental is not possible", d->path);
     if (d->request.mode == DUMP_INCREMENTAL) {
@@ -539,6 +576,20 @@ int imagedump_open(struct imagedump *d, struct qlb_error *err)
     return d->record ? qlb_image_check_add(d->image, err) : 0;
 }
 
+/* Damage in an archive may be found only now. */
+static int prepare(struct imagedump *d, struct dump_ranges *ranges,
+                   struct qlb_error *err)
+{
+    int ret = prepare_ranges(d, ranges, err);
+
+    if (ret < 0 && d->rescanned && rescan_is_named(&d->rescan, err) &&
+        give_up_rescan(d, err)) {
+        make_header(d);
+        ret = prepare_ranges(d, ranges, err);
+    }
+    return ret;
+}
+
 int imagedump_dump(struct imagedump *d, struct qlb_error *err)
 {
     struct dump_archive *a = &d->archive;
@@ -547,7 +598,7 @@ int imagedump_dump(struct imagedump *d, struct qlb_error *err)
 
     make_header(d);
     /* The output first: a rescan takes hours. */
-    if (open_output(d, err) < 0 || prepare_ranges(d, &ranges, err) < 0) {
+    if (open_output(d, err) < 0 || prepare(d, &ranges, err) < 0) {
         return -1;
     }
     a->writer = qlb_lbz_writer_new(a->out, &a->header, err);

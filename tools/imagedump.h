@@ -23,7 +23,9 @@ struct imagedump {
     struct qlb_uuid image_uuid; /* where the image has none; zero: random */
     struct qlb_uuid set;        /* zero: none */
     /* Where it has inputs, the way to an incremental; with DUMP_AUTO only where
-     * there is no trust. The label is that of its chain. */
+     * there is no trust. The label is that of its chain. With DUMP_AUTO and a
+     * checkpoint to go on from, that of the newest of the archives, they are not
+     * looked at while there is trust, and damage in them makes a full dump. */
     struct rescan rescan;
     uint64_t time;              /* seconds since 1970; 0: now */
 

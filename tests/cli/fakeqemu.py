@@ -290,7 +290,7 @@ class Disk:
                 units += range(first, last)
             self.released += len(self.protected.intersection(units))
             self.protected.difference_update(units)
-        for unit in units[::3]:
+        for unit in units[::3] if not self.options.still else []:
             self.write(unit)
 
     def break_it(self):
@@ -466,6 +466,8 @@ def main():
     parser.add_argument("disks", nargs="+", metavar="NAME=IMAGE")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--time", type=int, default=1700000000)
+    parser.add_argument("--still", action="store_true",
+                        help="the guest writes nothing to what is released")
     parser.add_argument("--writes", type=int, default=0,
                         help="of the guest before livebackup-begin returns")
     parser.add_argument("--go-on", action="store_true",

@@ -18,10 +18,6 @@ expect_nothing_runs() {
     [ "$(find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'lbvm.??????' -newer start)" = '' ]
 }
 
-expect_stdout() {
-    [ "$output" = "$1" ] || fail "--- expected stdout:" "$1" "--- it is:" "$output"
-}
-
 setup() {
     helpers_setup
     : >start

@@ -28,19 +28,19 @@ back_up() {
 # expect_tree [OPTION]...: all of it can be read.
 expect_tree() {
     run_expect 0 lbvm ls "$@" web1 /
-    expect_stdout 'a folder/
+    expect_output 'a folder/
 empty
 etc/
 link
 lost+found/'
     run_expect 0 lbvm ls "$@" web1 '/a folder'
-    expect_stdout 'with "quotes" & more'
+    expect_output 'with "quotes" & more'
     lbvm cat "$@" web1 '/a folder/with "quotes" & more' >got
     cmp got "tree/a folder/with \"quotes\" & more"
     lbvm cat "$@" web1 /empty >got
     cmp got tree/empty
     run_expect 0 lbvm cat "$@" web1 /etc/fstab
-    expect_stdout '/dev/vda / ext4'
+    expect_output '/dev/vda / ext4'
     expect_nothing_runs
 }
 
@@ -66,7 +66,7 @@ lost+found/'
     qemu-img convert -n -f raw -O qcow2 fs.raw vda.qcow2
     run_expect 0 lbvm backup -q web1 vda.qcow2
     run_expect 0 lbvm cat web1 /new
-    expect_stdout new
+    expect_output new
     expect_tree_of_first() {
         run_expect 1 lbvm cat web1 "$id" /new
         expect_stderr "lbvm: disk 'vda': /new: File not found by ext2_lookup"
@@ -140,7 +140,7 @@ Try 'lbvm cat --help'."
     run_expect 0 debugfs -w -f script fs.raw
     back_up vda fs.raw
     expect_unchanged run_expect 0 lbvm cat web1 /etc/fstab
-    expect_stdout 'from the journal'
+    expect_output 'from the journal'
 }
 
 @test "damage where the file is: status 4, and it is told" {

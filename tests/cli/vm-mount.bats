@@ -33,7 +33,7 @@ expect_gone() {
     three_backups
     for n in 0 1 2; do
         expect_unchanged run_expect 0 lbvm mount -o m web1 "${ids[n]}"
-        expect_stdout 'm/vda.img
+        expect_output 'm/vda.img
 m/vdb.img'
         expect_shown $n vda
         expect_shown $n vdb

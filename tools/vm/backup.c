@@ -121,19 +121,63 @@ static char *new_output(const struct backup *backup,
     return path;
 }
 
+/* The archives of the chain that ends there, for a comparison. */
+static int give_chain(const struct backup *backup, struct source_disk *disk,
+                      const struct manifest_disk *newest,
+                      struct qlb_error *err)
+{
+    struct store_names objects;
+    int ret = machine_chain(backup->machine, newest, &objects, err);
+
+    if (ret == 0) {
+        disk->chain = calloc(objects.n, sizeof(*disk->chain));
+    }
+    for (unsigned i = 0; ret == 0 && i < objects.n; i++) {
+        char *path = disk->chain == NULL
+                         ? NULL
+                         : machine_object_path(backup->machine,
+                                               objects.at[i]);
+
+        if (path == NULL) {
+            ret = qlb_fail_errno(err, ENOMEM, "%s", disk->name);
+        } else {
+            disk->chain[disk->n_chain++] = path;
+        }
+    }
+    store_names_release(&objects);
+    return ret;
+}
+
+/* A stopped disk that has livebackup can be compared with what is known of it,
+ * should its bitmaps not tell: with what is in a folder here. */
+static bool can_compare(const struct backup *backup,
+                        const struct source_disk *disk)
+{
+    return !qlb_uuid_is_zero(&disk->image) &&
+           strcmp(backup->source->ops->kind, "images") == 0 &&
+           !machine_is_remote(backup->machine);
+}
+
 static int want_disk(const struct backup *backup, struct source_disk *disk,
                      struct qlb_error *err)
 {
+    const char *digest = digest_name(backup->request.dump.digest);
+    bool compare = can_compare(backup, disk);
     struct qlb_error why;
-    const struct manifest_disk *parent =
-        parent_find(backup->machine, disk,
-                    digest_name(backup->request.dump.digest), &why);
+    const struct manifest_disk *parent = parent_find(backup->machine, disk,
+                                                     digest, &why);
 
     if (parent == NULL && !backup->full) {
         disk->reason = strdup(why.message);
-    } else if (!backup->full) {
+        parent = compare ? parent_newest(backup->machine, disk, digest)
+                         : NULL;
+    }
+    if (parent != NULL && !backup->full) {
         disk->since = parent->checkpoint;
         disk->since_size = parent->size;
+        if (compare && give_chain(backup, disk, parent, err) < 0) {
+            return -1;
+        }
     }
     disk->output = new_output(backup, disk, err);
     return disk->output == NULL ? -1 : 0;
@@ -267,8 +311,14 @@ static void say_what_is_done(const struct backup *backup)
     for (unsigned i = 0; i < source->n_disks; i++) {
         const struct source_disk *disk = &source->disks[i];
 
-        if (!backup->request.quiet && !disk->incremental &&
-            disk->reason != NULL) {
+        if (backup->request.quiet || disk->reason == NULL) {
+            continue;
+        }
+        if (disk->rescanned) {
+            tool_message("%s: %s: incremental, by comparing the disk with its "
+                         "archives: %s", backup->name, disk->name,
+                         disk->reason);
+        } else if (!disk->incremental) {
             tool_message("%s: %s: a full backup: %s", backup->name,
                          disk->name, disk->reason);
         }

@@ -131,3 +131,25 @@ const struct manifest_disk *parent_find(const struct machine *machine,
     }
     return found;
 }
+
+const struct manifest_disk *parent_newest(const struct machine *machine,
+                                          const struct source_disk *disk,
+                                          const char *digest)
+{
+    struct qlb_error ignored;
+
+    for (unsigned i = machine_n_backups(machine); i-- > 0;) {
+        const struct manifest *manifest = machine_backup(machine, i);
+
+        for (unsigned k = 0; k < manifest->n_disks; k++) {
+            const struct manifest_disk *entry = &manifest->disks[k];
+
+            if (qlb_uuid_equal(&entry->image, &disk->image) &&
+                has_digest(entry, digest, &ignored) &&
+                is_whole(machine, entry, &ignored)) {
+                return entry;
+            }
+        }
+    }
+    return NULL;
+}

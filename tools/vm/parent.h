@@ -18,4 +18,10 @@ const struct manifest_disk *parent_find(const struct machine *machine,
                                         const char *digest,
                                         struct qlb_error *why);
 
+/* The newest backup of a disk with that image UUID, of which all is here, whose
+ * archive has that digest; NULL: there is none. */
+const struct manifest_disk *parent_newest(const struct machine *machine,
+                                          const struct source_disk *disk,
+                                          const char *digest);
+
 #endif

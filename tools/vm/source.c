@@ -83,6 +83,10 @@ void source_release_disks(struct source *source)
         free(disk->name);
         free(disk->filename);
         free(disk->output);
+        for (unsigned k = 0; k < disk->n_chain; k++) {
+            free(disk->chain[k]);
+        }
+        free(disk->chain);
         free(disk->bitmap);
         free(disk->reason);
     }

@@ -26,11 +26,17 @@ struct source_disk {
     struct qlb_uuid since; /* the parent; zero: a full one */
     uint64_t since_size;   /* bytes, of the disk then */
     char *output;          /* path of the archive */
+    /* Of images alone: archives up to `since`, with whose digests the disk is
+     * compared where there is no trusted way; may be none. */
+    char **chain;
+    unsigned n_chain;
 
     /* begin */
     char *bitmap;          /* of a stock QEMU: tracks from now on; or NULL */
     bool incremental;
-    char *reason;          /* why it is none; NULL: nothing to say */
+    bool rescanned;        /* incremental, by comparing */
+    char *reason;          /* why it is none, or was compared; NULL: nothing
+                              to say */
 
     /* dump: header, root, totals; whole and synced, and has its name */
     struct dump_archive archive;

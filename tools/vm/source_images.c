@@ -92,6 +92,8 @@ static int open_disk(struct images *images, unsigned i,
     dump->bitmap = stock_bitmap_name(&disk->since, images->bitmaps[i]);
     dump->bitmap_size = disk->since_size;
     dump->image_uuid = disk->image;
+    dump->rescan.inputs = (const char *const *)disk->chain;
+    dump->rescan.n_inputs = disk->n_chain;
     dump->set = images->source.set;
     dump->time = images->source.time;
     dump->archive.path = disk->output;
@@ -99,6 +101,7 @@ static int open_disk(struct images *images, unsigned i,
         return -1;
     }
     disk->incremental = dump->incremental;
+    disk->rescanned = dump->rescanned;
     if (dump->reason[0] != '\0') {
         reason = dump->reason;
     } else if (!dump->record && !dump->incremental) {
@@ -140,6 +143,12 @@ static int dump_disk(void *opaque, unsigned i,
     dump->request.dump = *options;
     if (imagedump_dump(dump, err) < 0 || imagedump_finish(dump, err) < 0) {
         return -1;
+    }
+    if (disk->rescanned && !dump->rescanned) {
+        free(disk->reason);
+        disk->reason = strdup(dump->reason);
+        disk->rescanned = disk->incremental = false;
+        tool_message("%s: a full backup: %s", disk->filename, disk->reason);
     }
     source_take_archive(disk, &dump->archive);
     return 0;
