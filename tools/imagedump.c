@@ -102,6 +102,9 @@ static int find_parent(struct imagedump *d, struct qlb_error *err)
     char text[QLB_UUID_TEXT];
     int i;
 
+    if (d->distrust != NULL) {
+        return qlb_fail(err, QLB_E_UNTRUSTED, "%s", d->distrust);
+    }
     if (trust == QLB_TRUST_OFF) {
         return qlb_fail(err, QLB_E_UNTRUSTED, "livebackup is off; turn it on "
                         "with 'lbctl enable'");

@@ -27,6 +27,8 @@ struct imagedump {
      * checkpoint to go on from, that of the newest of the archives, they are not
      * looked at while there is trust, and damage in them makes a full dump. */
     struct rescan rescan;
+    const char *distrust;       /* why the bitmaps are not to be gone by, though
+                                   the image calls them right; or NULL */
     uint64_t time;              /* seconds since 1970; 0: now */
 
     /* found and decided */

@@ -103,7 +103,7 @@ expect_equal() {
         statuses=$(seq 0 5)
         if [ "$tool" = lbmerge ]; then
             statuses=$(seq 0 4) # it opens no image
-        elif [ "$tool" = lbdump ]; then
+        elif [ "$tool" = lbdump ] || [ "$tool" = lbvm ]; then
             statuses=$(seq 0 6) # the alarm of --audit
         fi
         expect_equal "$tool: status expected (<), documented (>)" \

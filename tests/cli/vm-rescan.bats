@@ -129,3 +129,44 @@ expect_restored() {
     [ "$(lbvm show --json web1 | jq '.disks[0].parent')" = null ]
     expect_restored
 }
+
+# miss OFFSET: the content there changes, and no bit.
+miss() {
+    local at
+    at=$(qemu-img map --output=json vda.qcow2 | jq --argjson at "$1" '.[] |
+        select(.start <= $at and $at < .start + .length) |
+        .offset + $at - .start')
+    printf 'missed' | dd of=vda.qcow2 bs=1 seek="$at" conv=notrunc status=none
+}
+
+@test "--audit: an alarm for what was not tracked, and a backup that has it" {
+    two_backups
+    change vda.qcow2 'write -P 4 2M 64k'
+    run_expect 0 lbvm backup --audit=100% web1 vda.qcow2
+    expect_stderr ''
+    change vda.qcow2 'write -P 5 2M 64k'
+    miss 4194304
+    run_expect 6 lbvm backup --audit=100% --metrics=metrics web1 vda.qcow2
+    expect_stderr_has "lbvm: $PWD/vda.qcow2: ALARM: 1 blocks of 64 KiB have changed and were not tracked" \
+        'lbvm: web1: vda: incremental, by comparing the disk with its archives: an audit found changes that were not tracked (audit)'
+    grep -q '^lbvm_last_status{.*} 6$' metrics
+    expect_newest incremental \
+        'an audit found changes that were not tracked (audit)'
+    run_expect 0 lbvm backup --audit 100 web1 vda.qcow2
+    expect_stderr ''
+}
+
+@test "--audit of what can't be audited is a note" {
+    qemu-img create -q -f qcow2 plain.qcow2 1M
+    run_expect 0 lbvm backup --audit=1% web1 plain.qcow2
+    expect_stderr_has 'lbvm: web1: plain: not audited: only a stopped disk with livebackup can be, where its last backup is in a repository on this host'
+    two_backups
+    run_expect 0 lbvm backup -q --audit=1% web1 vda.qcow2
+    expect_stderr ''
+    lose_power
+    run_expect 0 lbvm backup --audit=100% web1 vda.qcow2
+    expect_stderr_has '(power-loss)' \
+        'lbvm: web1: vda: incremental, by comparing'
+    run_expect 2 lbvm backup --audit=0% web1 vda.qcow2
+    run_expect 2 lbvm backup --audit=101% web1 vda.qcow2
+}

@@ -15,7 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "audit.h"
 #include "dump_options.h"
+#include "vm/audit_disks.h"
 #include "vm/commands.h"
 #include "vm/connect.h"
 #include "vm/hooks.h"
@@ -28,7 +30,7 @@
 enum {
     OPT_QMP = TOOL_OPT_LONG, OPT_DOMAIN, OPT_CONNECT, OPT_DISK, OPT_SCRATCH,
     OPT_QUIESCE, OPT_AGENT, OPT_FREEZE_LIMIT, OPT_HOOK, OPT_FULL, OPT_CHAIN,
-    OPT_DURABLE,
+    OPT_DURABLE, OPT_AUDIT,
 };
 
 static const struct tool_option command_options[] = {
@@ -54,6 +56,9 @@ static const struct tool_option command_options[] = {
     { "full", OPT_FULL, NULL, "back up all of each disk" },
     { "durable", OPT_DURABLE, NULL,
       "with livebackup in QEMU: what was begun survives a power loss" },
+    { "audit", OPT_AUDIT, "SHARE",
+      "of a stopped machine: look first for changes that were not tracked, on "
+      "a random share of each disk (as 1%)" },
     { "chain", OPT_CHAIN, "NAME",
       "chain label of a repository that is made now (default: its own)" },
     DUMP_OPTIONS,
@@ -82,6 +87,8 @@ struct backup {
     struct nbd_way nbd;
     const char *label;
     bool full;
+    struct audit_wanted audit;
+    bool alarm;             /* of the audit */
     struct quiesce_options quiesce;
     bool quiesced;          /* asked for, at first */
     struct hooks hooks;
@@ -167,6 +174,7 @@ static int want_disk(const struct backup *backup, struct source_disk *disk,
     const struct manifest_disk *parent = parent_find(backup->machine, disk,
                                                      digest, &why);
 
+    disk->has_parent = parent != NULL;
     if (parent == NULL && !backup->full) {
         disk->reason = strdup(why.message);
         parent = compare ? parent_newest(backup->machine, disk, digest)
@@ -402,6 +410,10 @@ static int begin(struct backup *backup, struct qlb_error *err)
             return -1;
         }
     }
+    backup->audit.threads = backup->request.dump.threads;
+    backup->audit.progress = backup->request.dump.progress;
+    backup->audit.quiet = backup->request.quiet;
+    backup->alarm = audit_disks(source, backup->name, &backup->audit);
     return point_in_time(backup, err);
 }
 
@@ -534,6 +546,17 @@ static void parse_quiesce(struct backup *backup)
     }
 }
 
+/* "1%" or "1". */
+static void parse_audit(struct backup *backup)
+{
+    size_t len = strlen(optarg);
+
+    if (len > 1 && optarg[len - 1] == '%') {
+        optarg[len - 1] = '\0';
+    }
+    backup->audit.share = tool_parse_number(optarg, "--audit", 1, 100);
+}
+
 static void parse_option(struct options *options, int option)
 {
     struct backup *backup = &options->backup;
@@ -561,6 +584,9 @@ static void parse_option(struct options *options, int option)
         break;
     case OPT_FULL:
         backup->full = true;
+        break;
+    case OPT_AUDIT:
+        parse_audit(backup);
         break;
     case OPT_CHAIN:
         backup->label = tool_parse_label(optarg, "--chain");
@@ -687,6 +713,9 @@ static int back_up(struct backup *backup)
     }
     if (backup->manifest != NULL && status == 0) {
         status = print_result(backup);
+    }
+    if (backup->alarm && status == 0) {
+        status = AUDIT_ALARM;
     }
     status = outcome_note(&backup->common, METRICS_BACKUP, backup->name,
                           backup->machine, backup->manifest, begun, status);

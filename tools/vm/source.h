@@ -30,6 +30,8 @@ struct source_disk {
      * compared where there is no trusted way; may be none. */
     char **chain;
     unsigned n_chain;
+    bool has_parent;       /* the image has the checkpoint `since` */
+    const char *distrust;  /* why its bitmaps are not to be gone by, or NULL */
 
     /* begin */
     char *bitmap;          /* of a stock QEMU: tracks from now on; or NULL */

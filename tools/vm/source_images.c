@@ -92,6 +92,7 @@ static int open_disk(struct images *images, unsigned i,
     dump->bitmap = stock_bitmap_name(&disk->since, images->bitmaps[i]);
     dump->bitmap_size = disk->since_size;
     dump->image_uuid = disk->image;
+    dump->distrust = disk->distrust;
     dump->rescan.inputs = (const char *const *)disk->chain;
     dump->rescan.n_inputs = disk->n_chain;
     dump->set = images->source.set;
