@@ -121,6 +121,13 @@ int qlb_qcow2_header_name_feature(struct qlb_qcow2_header *header, bool on,
 int qlb_qcow2_header_mark_rollback(struct qlb_qcow2_header *header, bool on,
                                    struct qlb_error *err);
 
+/* Gives the header of a new image a backing file, in memory: its name as it is
+ * to be recorded (1 to 1023 bytes), and its format. To be called when all
+ * extensions are set. QLB_E_USAGE where there is no room. */
+int qlb_qcow2_header_set_backing(struct qlb_qcow2_header *header,
+                                 const char *name, const char *format,
+                                 struct qlb_error *err);
+
 /* Whether header, extensions and the end marker fit into the first 4096
  * bytes (and the backing file name there or behind them, within the first
  * cluster), with a livebackup extension, its feature name, a bitmaps

@@ -336,6 +336,36 @@ int qlb_qcow2_header_encode(const struct qlb_qcow2_header *header,
     return 0;
 }
 
+int qlb_qcow2_header_set_backing(struct qlb_qcow2_header *header,
+                                 const char *name, const char *format,
+                                 struct qlb_error *err)
+{
+    size_t length = strlen(name);
+    bool fits;
+
+    if (length == 0 || length > QLB_MAX_BACKING_NAME ||
+        strlen(format) > QLB_MAX_FORMAT_NAME) {
+        return qlb_fail(err, QLB_E_USAGE, "a backing file name of %zu bytes",
+                        length);
+    }
+    if (qlb_qcow2_header_set_ext(header, QLB_EXT_BACKING_FORMAT, format,
+                                 (uint32_t)strlen(format), err) < 0) {
+        return -1;
+    }
+    free(header->backing_name);
+    free(header->backing_format);
+    header->backing_offset = 0;
+    header->backing_name = strdup(name);
+    header->backing_format = strdup(format);
+    if (header->backing_name == NULL || header->backing_format == NULL) {
+        return qlb_fail_errno(err, ENOMEM, "backing file name");
+    }
+    header->backing_offset = place_name(header, extent_of_extensions(header),
+                                        &fits);
+    return fits ? 0 : qlb_fail(err, QLB_E_USAGE, "no room in the header for a "
+                               "backing file name of %zu bytes", length);
+}
+
 /* ---- writing ---- */
 
 static int update_bitmaps_ext(struct qlb_qcow2_header *header,

@@ -48,6 +48,8 @@ struct qlb_qcow2_writer {
     uint64_t l1_clusters;
     uint8_t *l2;         /* the table that is being filled */
     uint64_t l2_index;   /* its index in the L1 table; NO_L2: none yet */
+    const char *backing_name; /* NULL: none */
+    const char *backing_format;
 };
 
 static uint64_t allocate(struct qlb_qcow2_writer *w, uint64_t clusters)
@@ -106,6 +108,13 @@ void qlb_qcow2_writer_free(struct qlb_qcow2_writer *writer)
     free(writer->l1);
     free(writer->l2);
     free(writer);
+}
+
+void qlb_qcow2_writer_set_backing(struct qlb_qcow2_writer *writer,
+                                  const char *name, const char *format)
+{
+    writer->backing_name = name;
+    writer->backing_format = format;
 }
 
 static int flush_l2(struct qlb_qcow2_writer *w, struct qlb_error *err)
@@ -366,6 +375,9 @@ static int write_header(struct qlb_qcow2_writer *w,
         return qlb_fail_errno(err, ENOMEM, "%s", qlb_outfile_name(w->out));
     }
     if (encode_extensions(header, ext, err) < 0 ||
+        (w->backing_name != NULL &&
+         qlb_qcow2_header_set_backing(header, w->backing_name,
+                                      w->backing_format, err) < 0) ||
         qlb_qcow2_header_encode(header, cluster, CLUSTER, err) < 0) {
         return -1;
     }

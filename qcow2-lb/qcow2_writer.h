@@ -34,6 +34,12 @@ int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err);
 
+/* What is not allocated is that of a backing file, of this name and format, as
+ * qlb_qcow2_header_set_backing; they must outlive the writer. Not looked at
+ * before finish. */
+void qlb_qcow2_writer_set_backing(struct qlb_qcow2_writer *writer,
+                                  const char *name, const char *format);
+
 /* A persistent bitmap to be stored; bits are clear but for two. */
 struct qlb_qcow2_writer_bitmap {
     const char *name;

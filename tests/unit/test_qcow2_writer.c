@@ -340,6 +340,80 @@ static void test_header(void **state)
     qlb_blkio_close(io);
 }
 
+/* The backing file's name is where QEMU and we look for it, whatever else is in
+ * the header. */
+static void test_backing_file(void **state)
+{
+    static uint8_t ext[QLB_EXT_LIVEBACKUP_SIZE];
+    struct qlb_qcow2_writer_bitmap bitmap = { "b", 16 };
+    static const struct range range = { CLUSTER, 2 };
+    char name[1025], want[1100];
+
+    (void)state;
+    run("head -c 1M /dev/urandom >\"$DIR/base\"");
+    for (unsigned i = 0; i < 4; i++) {
+        struct qlb_outfile *out;
+        struct qlb_qcow2_writer *writer;
+        struct qlb_error err;
+
+        /* ./././base */
+        memset(name, 0, sizeof(name));
+        for (unsigned k = 0; k < (i & 1 ? 1018 : 0); k += 2) {
+            strcat(name, "./");
+        }
+        strcat(name, "base");
+        out = qlb_outfile_create(path_of("image.qcow2"), QLB_OUTFILE_FORCE,
+                                 &err);
+        assert_non_null(out);
+        writer = qlb_qcow2_writer_new(out, 1 << 20, &err);
+        assert_non_null(writer);
+        qlb_qcow2_writer_set_backing(writer, name, "raw");
+        put_ranges(writer, out, &range, 1);
+        assert_int_equal(qlb_qcow2_writer_finish(writer, i & 2 ? &bitmap
+                                                               : NULL,
+                                                 i & 2 ? ext : NULL, &err), 0);
+        assert_int_equal(qlb_outfile_commit(out, &err), 0);
+        qlb_qcow2_writer_free(writer);
+        qlb_outfile_close(out);
+        run("qemu-img check -q -f qcow2 \"$IMAGE\" 2>&1");
+        snprintf(want, sizeof(want), "%s raw\n", name);
+        assert_string_equal(
+            run("qemu-img info -f qcow2 --output=json \"$IMAGE\" | jq -r "
+                "'\"\\(.\"backing-filename\") "
+                "\\(.\"backing-filename-format\")\"'"), want);
+        run("cd \"$DIR\" && qemu-img convert -f qcow2 -O raw image.qcow2 it && "
+            "cmp -n 65536 it base && cmp -i 196608 it base");
+    }
+}
+
+static void expect_no_backing(const char *name)
+{
+    struct qlb_outfile *out;
+    struct qlb_qcow2_writer *writer;
+    struct qlb_error err;
+
+    out = qlb_outfile_create(path_of("none.qcow2"), 0, &err);
+    assert_non_null(out);
+    writer = qlb_qcow2_writer_new(out, 1 << 20, &err);
+    assert_non_null(writer);
+    qlb_qcow2_writer_set_backing(writer, name, "raw");
+    assert_int_equal(qlb_qcow2_writer_finish(writer, NULL, NULL, &err), -1);
+    assert_int_equal(err.code, QLB_E_USAGE);
+    qlb_qcow2_writer_free(writer);
+    qlb_outfile_close(out);
+}
+
+static void test_long_backing_names(void **state)
+{
+    char name[1025];
+
+    (void)state;
+    memset(name, 'x', 1024);
+    name[1024] = 0;
+    expect_no_backing(name);
+    expect_no_backing("");
+}
+
 static void test_unfinished_is_no_image(void **state)
 {
     static const struct range range = { 0, 4 };
@@ -440,6 +514,8 @@ int main(void)
         cmocka_unit_test(test_bitmap),
         cmocka_unit_test(test_qemu_uses_the_bitmap),
         cmocka_unit_test(test_header),
+        cmocka_unit_test(test_backing_file),
+        cmocka_unit_test(test_long_backing_names),
         cmocka_unit_test(test_unfinished_is_no_image),
         cmocka_unit_test(test_refusals),
     };
