@@ -5,6 +5,9 @@
  * whole they get their names, and last the definition. What a kill leaves is
  * temporary files, or, among the last steps, some of the disks, whole.
  *
+ * With --live only the choice of the backup and of names is from here, the rest
+ * is vm/live_restore.h.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <errno.h>
@@ -19,11 +22,12 @@
 #include "parallel.h"
 #include "restore_chain.h"
 #include "vm/commands.h"
-#include "vm/restorable.h"
+#include "vm/live_restore.h"
 
 enum {
-    OPT_AT = TOOL_OPT_LONG, OPT_DISK, OPT_IN_PLACE, OPT_FORMAT, OPT_FORCE,
-    OPT_NO_DEFINITION, OPT_THREADS, OPT_RATE_LIMIT, OPT_PROGRESS,
+    OPT_AT = TOOL_OPT_LONG, OPT_DISK, OPT_IN_PLACE, OPT_LIVE, OPT_QMP,
+    OPT_FORMAT, OPT_FORCE, OPT_NO_DEFINITION, OPT_THREADS, OPT_RATE_LIMIT,
+    OPT_PROGRESS,
 };
 
 static const struct tool_option options[] = {
@@ -33,6 +37,10 @@ static const struct tool_option options[] = {
     { "output", 'o', "FOLDER", "restore to files in that folder" },
     { "in-original-place", OPT_IN_PLACE, NULL,
       "restore each disk to where its image was" },
+    { "live", OPT_LIVE, NULL,
+      "serve the disks at once, and restore them while the machine runs" },
+    { "qmp", OPT_QMP, "SOCKET",
+      "with --live: the monitor of the QEMU that is going to run it" },
     { "format", OPT_FORMAT, "FORMAT", "qcow2 (default) or raw" },
     { "force", OPT_FORCE, NULL, "replace files that exist" },
     { "no-definition", OPT_NO_DEFINITION, NULL,
@@ -50,7 +58,8 @@ const struct tool vm_restore_tool = {
     .name = "lbvm restore",
     .synopsis = "[OPTION]... -o FOLDER MACHINE [ID]\n"
                 "       lbvm restore [OPTION]... --in-original-place MACHINE "
-                "[ID]",
+                "[ID]\n"
+                "       lbvm restore [OPTION]... --live -o FOLDER MACHINE [ID]",
     .summary = "Restores the disks of a machine, and its definition, from a "
                "backup: the newest\nunless its ID is given (its start is "
                "enough), or --at.",
@@ -70,11 +79,15 @@ struct vm_restore {
     char **names; /* --disk */
     unsigned n_names;
     const char *folder;
-    bool in_place, force, quiet, no_definition;
+    bool in_place, force, quiet, no_definition, live;
+    const char *qmp;
     enum restore_format format;
     unsigned threads;
     struct tool_rate rate;
     enum tool_progress_mode progress;
+
+    struct live_folder *live_folder;
+    bool resumed;          /* something was begun in it */
 
     struct target *targets;
     unsigned n_targets;
@@ -184,7 +197,7 @@ static int check_free(const struct vm_restore *r, const char *path,
 {
     struct stat st;
 
-    if (!r->force && lstat(path, &st) == 0) {
+    if (!r->force && !r->resumed && lstat(path, &st) == 0) {
         return qlb_fail(err, QLB_E_RUNTIME, "%s: already exists; --force "
                         "replaces it", path);
     }
@@ -256,7 +269,8 @@ static int find_definition(struct vm_restore *r, struct qlb_error *err)
     const char *type;
     char *name;
 
-    if (object == NULL || r->in_place || r->no_definition) {
+    if (object == NULL || r->in_place || r->no_definition ||
+        (r->resumed && live_folder_is_ready(r->live_folder))) {
         return 0;
     }
     type = strrchr(object, '.');
@@ -350,6 +364,20 @@ static int make_folder(struct vm_restore *r, struct qlb_error *err)
                                : qlb_fail_errno(err, ENOTDIR, "%s", r->folder);
 }
 
+static int open_definition(struct vm_restore *r, struct qlb_error *err)
+{
+    if (r->definition == NULL) {
+        return 0;
+    }
+    r->definition_out = qlb_outfile_create(r->definition,
+                                           r->force || r->resumed
+                                               ? QLB_OUTFILE_FORCE : 0, err);
+    return r->definition_out == NULL
+               ? -1 : qlb_outfile_write(r->definition_out,
+                                        r->definition_text.data,
+                                        r->definition_text.len, err);
+}
+
 static int open_outputs(struct vm_restore *r, struct qlb_error *err)
 {
     if (make_folder(r, err) < 0) {
@@ -360,16 +388,7 @@ static int open_outputs(struct vm_restore *r, struct qlb_error *err)
             return -1;
         }
     }
-    if (r->definition == NULL) {
-        return 0;
-    }
-    r->definition_out = qlb_outfile_create(r->definition,
-                                           r->force ? QLB_OUTFILE_FORCE : 0,
-                                           err);
-    return r->definition_out == NULL
-               ? -1 : qlb_outfile_write(r->definition_out,
-                                        r->definition_text.data,
-                                        r->definition_text.len, err);
+    return open_definition(r, err);
 }
 
 /* The first to fail ends the others, whose "interrupted" says nothing. */
@@ -459,10 +478,8 @@ static uint64_t bytes_of(const struct vm_restore *r)
     return bytes;
 }
 
-static void report(const struct vm_restore *r)
+static void report_names(const struct vm_restore *r)
 {
-    char size[16];
-
     for (unsigned i = 0; i < r->n_targets; i++) {
         printf("%s: %s: %s\n", r->from.name, r->targets[i].disk->name,
                r->targets[i].path);
@@ -470,6 +487,19 @@ static void report(const struct vm_restore *r)
     if (r->definition != NULL) {
         printf("%s: definition: %s\n", r->from.name, r->definition);
     }
+}
+
+static void report(const struct vm_restore *r)
+{
+    char size[16];
+
+    if (r->live) {
+        printf("%s: %s: %u disk%s restored\n", r->from.name,
+               r->from.manifest->id, r->n_targets,
+               r->n_targets == 1 ? "" : "s");
+        return;
+    }
+    report_names(r);
     printf("%s: %s: %u disk%s restored, %s\n", r->from.name,
            r->from.manifest->id, r->n_targets, r->n_targets == 1 ? "" : "s",
            tool_format_size(bytes_of(r), size));
@@ -492,6 +522,20 @@ static json_t *target_to_json(const struct target *target)
     return json;
 }
 
+static json_t *live_to_json(const struct target *target)
+{
+    json_t *json = json_object();
+
+    json_object_set_new(json, "name", json_string(target->disk->name));
+    json_object_set_new(json, "file", json_string(target->path));
+    json_object_set_new(json, "format", json_string("qcow2"));
+    json_object_set_new(json, "checkpoint",
+                        tool_json_uuid(&target->disk->checkpoint));
+    json_object_set_new(json, "size",
+                        json_integer((json_int_t)target->disk->size));
+    return json;
+}
+
 static int print_json(const struct vm_restore *r)
 {
     const struct manifest *manifest = r->from.manifest;
@@ -505,7 +549,9 @@ static int print_json(const struct vm_restore *r)
                                                 ? json_null()
                                                 : json_string(r->definition));
     for (unsigned i = 0; i < r->n_targets; i++) {
-        json_array_append_new(disks, target_to_json(&r->targets[i]));
+        json_array_append_new(disks, r->live
+                                         ? live_to_json(&r->targets[i])
+                                         : target_to_json(&r->targets[i]));
     }
     json_object_set_new(json, "disks", disks);
     return tool_print_json(json, false) < 0 ? QLB_E_RUNTIME : 0;
@@ -514,12 +560,158 @@ static int print_json(const struct vm_restore *r)
 static int print_result(const struct vm_restore *r)
 {
     if (r->from.common.json) {
-        return print_json(r);
+        return r->live ? 0 : print_json(r); /* it was told at once */
     }
     if (!r->quiet) {
         report(r);
     }
     return tool_flush_stdout();
+}
+
+/* ---- live ---- */
+
+static int prepare_live(void *opaque, struct qlb_error *err)
+{
+    struct vm_restore *r = opaque;
+
+    if (open_definition(r, err) < 0 ||
+        (r->definition_out != NULL &&
+         qlb_outfile_commit(r->definition_out, err) < 0)) {
+        return -1;
+    }
+    return sync_parent(r->folder, err);
+}
+
+static int tell_ready(void *opaque, struct qlb_error *err)
+{
+    struct vm_restore *r = opaque;
+
+    if (r->from.common.json) {
+        return print_json(r) == 0
+                   ? 0 : qlb_fail(err, QLB_E_RUNTIME, "standard output failed");
+    }
+    if (!r->quiet) {
+        report_names(r);
+        printf("%s: %s: served; the machine can be started\n", r->from.name,
+               r->from.manifest->id);
+    }
+    return tool_flush_stdout() == 0
+               ? 0 : qlb_fail(err, QLB_E_RUNTIME, "standard output failed");
+}
+
+static int open_live_folder(struct vm_restore *r, struct qlb_error *err)
+{
+    if (r->live_folder == NULL &&
+        (make_folder(r, err) < 0 ||
+         live_folder_open(r->folder, true, &r->live_folder, err) < 0)) {
+        return -1;
+    }
+    /* Somebody may have begun since we looked. */
+    return r->resumed || live_folder_id(r->live_folder) == NULL
+               ? 0 : qlb_fail(err, QLB_E_BUSY, "%s: another lbvm restores to "
+                              "it", r->folder);
+}
+
+static int restore_live(struct vm_restore *r, struct qlb_error *err)
+{
+    struct live_restore wanted = {
+        .from = &r->from,
+        .qmp = r->qmp,
+        .rate = r->rate.bytes_per_second,
+        .progress = r->progress,
+        .quiet = r->quiet,
+        .prepare = prepare_live,
+        .ready = tell_ready,
+        .opaque = r,
+    };
+    struct live_restore_disk *disks;
+    int ret;
+
+    if (machine_is_remote(r->from.machine)) {
+        return qlb_fail(err, QLB_E_USAGE, "--live wants a repository on this "
+                        "host");
+    }
+    if (choose_disks(r, err) < 0 || find_definition(r, err) < 0 ||
+        name_targets(r, err) < 0 || open_live_folder(r, err) < 0) {
+        return -1;
+    }
+    disks = calloc(r->n_targets, sizeof(*disks));
+    if (disks == NULL) {
+        return no_memory(err);
+    }
+    for (unsigned i = 0; i < r->n_targets; i++) {
+        disks[i].disk = r->targets[i].disk;
+        disks[i].path = r->targets[i].path;
+    }
+    wanted.folder = r->live_folder;
+    wanted.disks = disks;
+    wanted.n_disks = r->n_targets;
+    ret = live_restore(&wanted, err);
+    free(disks);
+    return ret;
+}
+
+static int take_names(struct vm_restore *r, struct qlb_error *err)
+{
+    char **names = live_folder_disks(r->live_folder, &r->n_names);
+
+    free(r->names);
+    r->names = calloc(r->n_names, sizeof(*names));
+    if (r->names == NULL) {
+        r->n_names = 0;
+        return no_memory(err);
+    }
+    memcpy(r->names, names, r->n_names * sizeof(*names));
+    return 0;
+}
+
+/* What was begun in the folder goes on, with its own backup and disks. */
+static int resume(struct vm_restore *r, struct qlb_error *err)
+{
+    const char *machine, *id;
+
+    if (live_folder_open(r->folder, false, &r->live_folder, err) < 0) {
+        return -1;
+    }
+    id = r->live_folder == NULL ? NULL : live_folder_id(r->live_folder);
+    if (id == NULL) {
+        return 0;
+    }
+    r->resumed = true;
+    machine = live_folder_machine(r->live_folder);
+    if (strcmp(machine, r->from.name) != 0 ||
+        (r->from.id != NULL && strcmp(r->from.id, "latest") != 0 &&
+         strncmp(id, r->from.id, strlen(r->from.id)) != 0)) {
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: a restore of %s %s was begun "
+                        "there, and is not finished", r->folder, machine, id);
+    }
+    r->from.id = id;
+    r->from.has_at = false;
+    return take_names(r, err);
+}
+
+/* The backup that disks are unfinished without may be pruned by now. */
+static int open_backup(struct vm_restore *r)
+{
+    int status = restorable_open(&r->from);
+
+    if (status == QLB_E_RUNTIME && r->resumed && r->from.machine != NULL &&
+        r->from.manifest == NULL) {
+        tool_message("%s: the disks there can't be finished without that "
+                     "backup; they are left as they are", r->folder);
+        return QLB_E_UNTRUSTED;
+    }
+    return status;
+}
+
+static void release_live(struct vm_restore *r)
+{
+    struct qlb_error ignored;
+
+    if (r->live_folder != NULL && live_folder_id(r->live_folder) == NULL) {
+        live_folder_remove(r->live_folder, &ignored);
+    }
+    live_folder_close(r->live_folder);
 }
 
 /* done: names have appeared. */
@@ -530,6 +722,7 @@ static void release(struct vm_restore *r, bool done)
         free(r->targets[i].path);
     }
     qlb_outfile_close(r->definition_out);
+    release_live(r);
     if (r->made_folder && !done) {
         rmdir(r->folder); /* only if it is empty */
     }
@@ -589,6 +782,12 @@ static void parse_option(struct vm_restore *r, int option)
     case OPT_IN_PLACE:
         r->in_place = true;
         break;
+    case OPT_LIVE:
+        r->live = true;
+        break;
+    case OPT_QMP:
+        r->qmp = optarg;
+        break;
     case OPT_FORMAT:
         r->format = restore_parse_format(optarg);
         break;
@@ -621,6 +820,13 @@ static void parse_options(struct vm_restore *r, int argc, char **argv)
     if (r->folder != NULL && *r->folder == '\0') {
         tool_usage("-o: '' is no folder");
     }
+    if (r->live && (r->in_place || r->force || r->format != RESTORE_QCOW2)) {
+        tool_usage("--live goes with neither --in-original-place, --force nor "
+                   "--format=raw");
+    }
+    if (r->qmp != NULL && !r->live) {
+        tool_usage("--qmp goes with --live");
+    }
 }
 
 int vm_restore(int argc, char **argv)
@@ -634,8 +840,10 @@ int vm_restore(int argc, char **argv)
     bool done = false;
 
     parse_options(&r, argc, argv);
-    status = restorable_open(&r.from);
-    if (status == 0 && restore(&r, &err) < 0) {
+    status = r.live && resume(&r, &err) < 0 ? tool_fail(NULL, &err)
+                                            : open_backup(&r);
+    if (status == 0 &&
+        (r.live ? restore_live(&r, &err) : restore(&r, &err)) < 0) {
         status = tool_fail(NULL, &err);
         restorable_hint(&r.from, status);
     } else if (status == 0) {
