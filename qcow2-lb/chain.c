@@ -920,6 +920,13 @@ int qlb_chain_next_page(struct qlb_chain *chain,
     return 1;
 }
 
+int qlb_chain_find_page(struct qlb_chain *chain, uint64_t number,
+                        uint64_t *found, struct qlb_error *err)
+{
+    qlb_chain_seek(chain, number);
+    return find_next(chain, found, err);
+}
+
 int qlb_chain_page_at(struct qlb_chain *chain, uint64_t number,
                       const struct qlb_chain_page **page, uint64_t *next,
                       struct qlb_error *err)

@@ -77,6 +77,11 @@ int qlb_chain_next_page(struct qlb_chain *chain,
  * further on or back. */
 void qlb_chain_seek(struct qlb_chain *chain, uint64_t number);
 
+/* The number of the first page at or after `number` that some member has
+ * (UINT64_MAX: none); no page is read. */
+int qlb_chain_find_page(struct qlb_chain *chain, uint64_t number,
+                        uint64_t *found, struct qlb_error *err);
+
 /* That page alone, so that damage to others does not matter: 1, and *page is
  * valid as above (it may be empty); 0: no member has it, and none has one
  * before *next (UINT64_MAX: the end); -1. */

@@ -152,35 +152,77 @@ static void reserve(struct qlb_qcow2_writer *w)
     }
 }
 
+/* Makes the table of that number the one that is being filled. */
+static int open_l2(struct qlb_qcow2_writer *w, uint64_t index,
+                   struct qlb_error *err)
+{
+    if (w->l2_index == index) {
+        return 0;
+    }
+    if (flush_l2(w, err) < 0) {
+        return -1;
+    }
+    memset(w->l2, 0, CLUSTER);
+    w->l2_index = index;
+    put_be64(w->l1 + index * 8, allocate(w, 1) | QLB_ENTRY_COPIED);
+    return 0;
+}
+
+/* Whether they are clusters of the disk, in one table, and free. */
+static bool can_take(const struct qlb_qcow2_writer *w, uint64_t offset,
+                     unsigned clusters)
+{
+    uint64_t first = offset % L2_COVERS / CLUSTER;
+
+    return offset % CLUSTER == 0 && offset < w->virtual_size &&
+           clusters > 0 && clusters <= L2_ENTRIES - first &&
+           (clusters - 1) * CLUSTER < w->virtual_size - offset &&
+           is_free(w, offset / L2_COVERS, first, clusters);
+}
+
 int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err)
 {
-    uint64_t index = offset / L2_COVERS;
     uint64_t first = offset % L2_COVERS / CLUSTER;
 
-    if (offset % CLUSTER != 0 || offset >= writer->virtual_size ||
-        clusters == 0 || clusters > L2_ENTRIES - first ||
-        (clusters - 1) * CLUSTER >= writer->virtual_size - offset ||
-        !is_free(writer, index, first, clusters)) {
+    if (!can_take(writer, offset, clusters)) {
         return qlb_fail(err, QLB_E_USAGE, "%s: can't allocate %u clusters at "
                         "%llu", qlb_outfile_name(writer->out), clusters,
                         (unsigned long long)offset);
     }
-    if (writer->l2_index != index) {
-        if (flush_l2(writer, err) < 0) {
-            return -1;
-        }
-        memset(writer->l2, 0, CLUSTER);
-        writer->l2_index = index;
-        put_be64(writer->l1 + index * 8,
-                 allocate(writer, 1) | QLB_ENTRY_COPIED);
+    if (open_l2(writer, offset / L2_COVERS, err) < 0) {
+        return -1;
     }
     *host = allocate(writer, clusters);
     reserve(writer);
     for (unsigned i = 0; i < clusters; i++) {
         put_be64(writer->l2 + (first + i) * 8,
                  (*host + i * CLUSTER) | QLB_ENTRY_COPIED);
+    }
+    return 0;
+}
+
+int qlb_qcow2_writer_zero(struct qlb_qcow2_writer *writer, uint64_t offset,
+                          uint64_t clusters, struct qlb_error *err)
+{
+    while (clusters > 0) {
+        uint64_t first = offset % L2_COVERS / CLUSTER;
+        unsigned n = (unsigned)min_u64(clusters, L2_ENTRIES - first);
+
+        if (!can_take(writer, offset, n)) {
+            return qlb_fail(err, QLB_E_USAGE, "%s: can't have %u clusters of "
+                            "zeroes at %llu", qlb_outfile_name(writer->out), n,
+                            (unsigned long long)offset);
+        }
+        if (open_l2(writer, offset / L2_COVERS, err) < 0) {
+            return -1;
+        }
+        for (unsigned i = 0; i < n; i++) {
+            put_be64(writer->l2 + (first + i) * 8, QLB_L2_ZERO);
+        }
+        offset += n * CLUSTER;
+        clusters -= n;
     }
     return 0;
 }

@@ -34,6 +34,12 @@ int qlb_qcow2_writer_allocate(struct qlb_qcow2_writer *writer,
                               uint64_t offset, unsigned clusters,
                               uint64_t *host, struct qlb_error *err);
 
+/* Has `clusters` clusters at `offset`, which may be in several L2 tables, read as
+ * zeroes whatever a backing file has there. For the rest as allocate; each of
+ * those tables takes 64 KiB of the file. */
+int qlb_qcow2_writer_zero(struct qlb_qcow2_writer *writer, uint64_t offset,
+                          uint64_t clusters, struct qlb_error *err);
+
 /* What is not allocated is that of a backing file, of this name and format, as
  * qlb_qcow2_header_set_backing; they must outlive the writer. Not looked at
  * before finish. */

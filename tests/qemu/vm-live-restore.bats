@@ -342,3 +342,21 @@ expect_all_there() {
     quit_machine qemu
     qemu-img compare -q -f raw -F qcow2 vda.model r/vda.qcow2
 }
+
+@test "long zeroes are zeroes in the disk at once, and not asked for" {
+    new_disk vda.qcow2 1100M
+    change vda.qcow2 'write -P 1 600M 64k'
+    run_expect 0 lbvm backup -q web1 vda.qcow2
+    change vda.qcow2 'write -P 2 700M 64k' 'write -z 600M 64k'
+    run_expect 0 lbvm backup -q web1 vda.qcow2
+    serve
+    qemu-img map -U -f qcow2 --output=json r/vda.qcow2 |
+        jq -r '.[] | select(.depth == 0) |
+            "\(.start / 1048576) \(.length / 1048576) \(.zero)"' >map
+    # an archive always has the first and the last block
+    [ "$(<map)" = "256 256 true
+768 256 true" ] || fail "$(<map)"
+    qemu-img compare -U -q -f qcow2 -F qcow2 vda.qcow2 r/vda.qcow2
+    kill "$(<live.pid)"
+    served_ends 1
+}

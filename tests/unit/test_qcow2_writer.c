@@ -386,6 +386,42 @@ static void test_backing_file(void **state)
     }
 }
 
+/* Zeroes hide the backing file, over several tables and up to the last cluster,
+ * beside clusters with content. */
+static void test_zeroes(void **state)
+{
+    static const struct range range = { CLUSTER, 2 };
+    const uint64_t size = 3 * L2_COVERS - 512;
+    struct qlb_qcow2_writer *writer;
+    struct qlb_outfile *out;
+    struct qlb_error err;
+
+    (void)state;
+    run("head -c 1M /dev/zero | tr '\\0' x >\"$DIR/base\"; "
+        "truncate -s 1610612224 \"$DIR/base\"; "
+        "printf xyz | dd of=\"$DIR/base\" bs=1 seek=1610612000 2>&1");
+    out = qlb_outfile_create(path_of("image.qcow2"), QLB_OUTFILE_FORCE, &err);
+    assert_non_null(out);
+    writer = qlb_qcow2_writer_new(out, size, &err);
+    assert_non_null(writer);
+    qlb_qcow2_writer_set_backing(writer, "base", "raw");
+    put_ranges(writer, out, &range, 1);
+    assert_int_equal(qlb_qcow2_writer_zero(writer, CLUSTER, 1, &err), -1);
+    assert_int_equal(qlb_qcow2_writer_zero(writer, 5 * CLUSTER,
+                                           3 * L2_COVERS / CLUSTER - 5, &err),
+                     0);
+    assert_int_equal(qlb_qcow2_writer_zero(writer, 9 * CLUSTER, 1, &err), -1);
+    assert_int_equal(qlb_qcow2_writer_finish(writer, NULL, NULL, &err), 0);
+    assert_int_equal(qlb_outfile_commit(out, &err), 0);
+    qlb_qcow2_writer_free(writer);
+    qlb_outfile_close(out);
+    run("qemu-img check -q -f qcow2 \"$IMAGE\" 2>&1");
+    assert_string_equal(
+        run("cd \"$DIR\" && qemu-img map -f qcow2 --output=json image.qcow2 | "
+            "jq -r '.[] | \"\\(.start) \\(.depth) \\(.zero)\"'"),
+        "0 1 false\n65536 0 false\n196608 1 false\n327680 0 true\n");
+}
+
 static void expect_no_backing(const char *name)
 {
     struct qlb_outfile *out;
@@ -515,6 +551,7 @@ int main(void)
         cmocka_unit_test(test_qemu_uses_the_bitmap),
         cmocka_unit_test(test_header),
         cmocka_unit_test(test_backing_file),
+        cmocka_unit_test(test_zeroes),
         cmocka_unit_test(test_long_backing_names),
         cmocka_unit_test(test_unfinished_is_no_image),
         cmocka_unit_test(test_refusals),

@@ -329,15 +329,45 @@ static char *backing_name(const char *socket)
     return name;
 }
 
+/* QEMU asks for zeroes as slowly as it copies data, so it is spared those that
+ * the archives' directories tell of: pages of 256 MiB. */
+static int mark_zeroes(struct qlb_qcow2_writer *writer, uint64_t size,
+                       struct qlb_chain *chain, struct qlb_error *err)
+{
+    uint64_t n_pages = (size + QLB_LBZ_PAGE - 1) / QLB_LBZ_PAGE;
+    uint64_t found;
+
+    for (uint64_t page = 0; page < n_pages; page = found + 1) {
+        uint64_t start = page * QLB_LBZ_PAGE, end = size;
+
+        if (qlb_chain_find_page(chain, page, &found, err) < 0) {
+            return -1;
+        }
+        if (found < n_pages) {
+            end = found * QLB_LBZ_PAGE;
+        } else {
+            found = n_pages;
+        }
+        if (end > start &&
+            qlb_qcow2_writer_zero(writer, start,
+                                  (end - start + QLB_LBZ_BLOCK - 1) /
+                                      QLB_LBZ_BLOCK, err) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* The bitmap is one of those that lbvm keeps in images of a stock QEMU. What is
  * copied from the backing file is no change, to any QEMU. */
 static int write_overlay(struct qlb_outfile *out, const char *backing,
-                         uint64_t size, const struct qlb_uuid *checkpoint,
-                         struct qlb_error *err)
+                         struct qlb_chain *chain, struct qlb_error *err)
 {
+    const struct qlb_lbz_header *header = qlb_chain_header(chain);
+    uint64_t size = header->virtual_size;
     char name[STOCK_NAME_SIZE];
     const struct qlb_qcow2_writer_bitmap bitmap = {
-        .name = stock_bitmap_name(checkpoint, name),
+        .name = stock_bitmap_name(&header->uuid, name),
         .granularity_bits = 16,
     };
     struct qlb_qcow2_writer *writer = qlb_qcow2_writer_new(out, size, err);
@@ -347,14 +377,17 @@ static int write_overlay(struct qlb_outfile *out, const char *backing,
         return -1;
     }
     qlb_qcow2_writer_set_backing(writer, backing, "raw");
-    ret = qlb_qcow2_writer_finish(writer, size > 0 ? &bitmap : NULL, NULL,
-                                  err);
+    ret = mark_zeroes(writer, size, chain, err);
+    if (ret == 0) {
+        ret = qlb_qcow2_writer_finish(writer, size > 0 ? &bitmap : NULL, NULL,
+                                      err);
+    }
     qlb_qcow2_writer_free(writer);
     return ret;
 }
 
-int live_disk_make(const char *path, const char *socket, uint64_t size,
-                   const struct qlb_uuid *checkpoint, struct qlb_error *err)
+int live_disk_make(const char *path, const char *socket,
+                   struct qlb_chain *chain, struct qlb_error *err)
 {
     char *backing = backing_name(socket);
     struct qlb_outfile *out;
@@ -364,8 +397,7 @@ int live_disk_make(const char *path, const char *socket, uint64_t size,
         return no_memory(err);
     }
     out = qlb_outfile_create(path, QLB_OUTFILE_PRIVATE, err);
-    ret = out == NULL ||
-          write_overlay(out, backing, size, checkpoint, err) < 0 ||
+    ret = out == NULL || write_overlay(out, backing, chain, err) < 0 ||
           qlb_outfile_commit(out, err) < 0 ? -1 : 0;
     qlb_outfile_close(out);
     free(backing);

@@ -49,10 +49,11 @@ enum live_disk_state {
     LIVE_DISK_WHOLE,      /* it has no backing file any more */
 };
 
-/* An empty overlay, synced, under that name, which is free. size: bytes.
- * checkpoint: of the archive; what the guest changes is tracked since. */
-int live_disk_make(const char *path, const char *socket, uint64_t size,
-                   const struct qlb_uuid *checkpoint, struct qlb_error *err);
+/* An overlay, synced, under that name, which is free; what the guest changes is
+ * tracked since the chain's checkpoint. It has no content, but reads as zeroes
+ * by itself where the chain has nothing for long. */
+int live_disk_make(const char *path, const char *socket,
+                   struct qlb_chain *chain, struct qlb_error *err);
 
 /* As its header says, also while QEMU has it open. QLB_E_RUNTIME: it is
  * something else. */

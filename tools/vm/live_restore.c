@@ -27,6 +27,7 @@ struct live_disk {
     enum live_disk_state state;
     bool proven;          /* WHOLE, and all of it is in the file */
     bool told;            /* that it is WHOLE, and not proven */
+    struct qlb_chain *chain;     /* until the disk is made */
     struct store_names archives;
     struct nbdkit_server *server;
 };
@@ -51,18 +52,16 @@ static int no_memory(struct qlb_error *err)
 static int find_archives(struct live *live, struct live_disk *disk,
                          struct qlb_error *err)
 {
-    struct qlb_chain *chain = restorable_chain(live->wanted->from, disk->disk,
-                                               err);
     int ret = 0;
 
-    if (chain == NULL) {
+    disk->chain = restorable_chain(live->wanted->from, disk->disk, err);
+    if (disk->chain == NULL) {
         return -1;
     }
-    for (unsigned i = 0; ret == 0 && i < qlb_chain_members(chain); i++) {
+    for (unsigned i = 0; ret == 0 && i < qlb_chain_members(disk->chain); i++) {
         ret = store_names_add(&disk->archives, qlb_lbz_reader_name(
-                                  qlb_chain_member(chain, i)));
+                                  qlb_chain_member(disk->chain, i)));
     }
-    qlb_chain_close(chain);
     return ret < 0 ? no_memory(err) : 0;
 }
 
@@ -173,14 +172,22 @@ static int make_disks(struct live *live, struct qlb_error *err)
         struct live_disk *disk = &live->disks[i];
 
         if (disk->state == LIVE_DISK_ABSENT &&
-            live_disk_make(disk->path, disk->socket, disk->disk->size,
-                           &disk->disk->checkpoint, err) < 0) {
+            live_disk_make(disk->path, disk->socket, disk->chain, err) < 0) {
             return -1;
         }
         disk->state = LIVE_DISK_UNFINISHED;
     }
     return live->wanted->prepare(live->wanted->opaque, err) < 0
                ? -1 : note(live, true, err);
+}
+
+/* nbdkit has its own. */
+static void close_chains(struct live *live)
+{
+    for (unsigned i = 0; i < live->n; i++) {
+        qlb_chain_close(live->disks[i].chain);
+        live->disks[i].chain = NULL;
+    }
 }
 
 static int serve(struct live_disk *disk, struct qlb_error *err)
@@ -355,6 +362,7 @@ static int run(struct live *live, struct qlb_error *err)
         live->wanted->ready(live->wanted->opaque, err) < 0) {
         return -1;
     }
+    close_chains(live);
     for (unsigned i = 0; i < live->n; i++) {
         total += live->streamed[i].size;
     }
@@ -374,6 +382,7 @@ int live_restore(const struct live_restore *wanted, struct qlb_error *err)
     int ret = run(&live, err);
 
     live_stream_free(live.stream);
+    close_chains(&live);
     for (unsigned i = 0; i < live.n; i++) {
         nbdkit_server_stop(live.disks[i].server);
         store_names_release(&live.disks[i].archives);
