@@ -360,3 +360,38 @@ expect_all_there() {
     kill "$(<live.pid)"
     served_ends 1
 }
+
+@test "what can't be served is told, and leaves nothing" {
+    two_backups
+    run_expect 1 env LBVM_NBDKIT_PLUGIN=/no/plugin.so lbvm restore --live -o r web1
+    expect_stderr_has "lbvm: disk 'vda': nbdkit ended with status 1: " /no/plugin.so
+    [ ! -e r ]
+    mkdir bin
+    ln -s "$(command -v lbvm)" bin/lbvm
+    run_expect 1 env PATH="$PWD/bin" lbvm restore --live -o r web1
+    expect_stderr "lbvm: disk 'vda': nbdkit ended with status 127: nbdkit can't be started: No such file or directory"
+    [ ! -e r ]
+    deep=$(printf 'x%.0s' {1..100})
+    run_expect 2 lbvm restore --live -o "$deep" web1
+    expect_stderr "lbvm: $PWD/$deep/.lbvm-live/0: too long for the path of a socket"
+    [ ! -e "$deep" ]
+    mv "$(archive_of 1 vdb)" kept
+    run_expect 3 lbvm restore --live -o r web1
+    [ ! -e r ]
+    mv kept "$(archive_of 1 vdb)"
+    mkdir r
+    echo mine >r/vdb.qcow2
+    run_expect 1 lbvm restore --live -o r web1
+    expect_stderr 'lbvm: r/vdb.qcow2: already exists; a live restore replaces nothing'
+    [ "$(ls -A r) $(<r/vdb.qcow2)" = 'vdb.qcow2 mine' ]
+}
+
+@test "options that do not go together" {
+    for option in --force --format=raw; do
+        run_expect 2 lbvm restore --live $option -o r web1
+        expect_stderr_has '--live goes with neither --in-original-place, --force nor --format=raw'
+    done
+    run_expect 2 lbvm restore --live --in-original-place web1
+    run_expect 2 lbvm restore --qmp=s/qemu -o r web1
+    expect_stderr_has '--qmp goes with --live'
+}

@@ -52,6 +52,9 @@ static void take_line(struct nbdkit_server *server, bool tell)
 {
     const char *text = strstr(server->line, "error: ");
 
+    if (text == NULL && server->last[0] != '\0') {
+        return; /* where to find the manual */
+    }
     text = text == NULL ? server->line : text + strlen("error: ");
     if (strstr(text, "damaged") != NULL) {
         server->damage = true;

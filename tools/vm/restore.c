@@ -198,8 +198,9 @@ static int check_free(const struct vm_restore *r, const char *path,
     struct stat st;
 
     if (!r->force && !r->resumed && lstat(path, &st) == 0) {
-        return qlb_fail(err, QLB_E_RUNTIME, "%s: already exists; --force "
-                        "replaces it", path);
+        return qlb_fail(err, QLB_E_RUNTIME, "%s: already exists; %s", path,
+                        r->live ? "a live restore replaces nothing"
+                                : "--force replaces it");
     }
     return 0;
 }
