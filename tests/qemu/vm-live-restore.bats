@@ -15,7 +15,6 @@ setup() {
     export LBVM_NBDKIT_PLUGIN=$plugin
     # A plugin that was built with a sanitizer wants it in nbdkit.
     sanitizer=$(ldd "$plugin" | sed -n 's/.*=> \(.*libasan[^ ]*\) .*/\1/p')
-    [ -z "$sanitizer" ] || export LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0
 }
 
 teardown() {
@@ -44,7 +43,8 @@ two_backups() {
 # serve [OPTION]...: lbvm, until the machine can be started.
 serve() {
     rm -f live.out
-    lbvm restore --live -o r "$@" web1 >live.out 2>live.err </dev/null 3>&- 4>&- &
+    LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0 \
+        lbvm restore --live -o r "$@" web1 >live.out 2>live.err </dev/null 3>&- 4>&- &
     echo $! >live.pid
     await is_served || fail "nothing is served:" "$(cat live.out live.err)"
 }
