@@ -21,8 +21,8 @@
 #include <unistd.h>
 
 #include "vm/command.h"
+#include "vm/nbdkit_server.h"
 
-#define PLUGIN_VARIABLE "LBVM_NBDKIT_PLUGIN"
 #define FUSE_MAGIC 0x65735546
 /* Seconds for nbdfuse to be there. */
 enum { PATIENCE = 120 };
@@ -54,18 +54,6 @@ static bool is_mounted(const char *path)
 
     return statfs(path, &fs) == 0 ? fs.f_type == FUSE_MAGIC
                                   : errno == ENOTCONN;
-}
-
-/* That of the environment; the one that was installed with us; the one that
- * nbdkit finds by itself. */
-static const char *find_plugin(void)
-{
-    const char *plugin = getenv(PLUGIN_VARIABLE);
-
-    if (plugin != NULL && *plugin != '\0') {
-        return plugin;
-    }
-    return access(NBDKIT_PLUGIN, R_OK) == 0 ? NBDKIT_PLUGIN : "lbz";
 }
 
 void backup_file_last_word(const char *folder, const char *name, char *text,
@@ -129,7 +117,7 @@ static char **make_words(const char *path, const struct qlb_chain *chain,
     char uuid[QLB_UUID_TEXT];
     const char *const fixed[] = {
         "nbdfuse", path, "[", "nbdkit", "--exit-with-parent",
-        writable ? "--filter=cow" : "--readonly", find_plugin(),
+        writable ? "--filter=cow" : "--readonly", nbdkit_server_plugin(),
     };
     enum { N_FIXED = sizeof(fixed) / sizeof(fixed[0]) };
     unsigned n = qlb_chain_members(chain), count = 0;

@@ -284,7 +284,7 @@ static void stop(struct nbdkit_server *server)
 
 /* That of the environment; the one that was installed with us; the one that
  * nbdkit finds by itself. */
-static const char *find_plugin(void)
+const char *nbdkit_server_plugin(void)
 {
     const char *plugin = getenv(PLUGIN_VARIABLE);
 
@@ -301,7 +301,7 @@ static int make_arguments(struct nbdkit_server *server,
     char uuid[QLB_UUID_TEXT];
     const char *const fixed[] = {
         "nbdkit", "--foreground", "--readonly", "--log=stderr", "--unix",
-        server->socket, find_plugin(),
+        server->socket, nbdkit_server_plugin(),
     };
     enum { N_FIXED = sizeof(fixed) / sizeof(fixed[0]) };
     unsigned count = 0;

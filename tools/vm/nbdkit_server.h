@@ -7,6 +7,9 @@
 
 #include "tool.h"
 
+/* The plugin, as nbdkit takes it: a path, or the name by which it finds it. */
+const char *nbdkit_server_plugin(void);
+
 struct nbdkit_server;
 
 /* Serves the archives, up to the one of that checkpoint, read-only on a Unix

@@ -135,21 +135,18 @@ static bool is_unique(const struct manifest *manifest,
     return true;
 }
 
-/* "NAME.qcow2", with what can't be in the name of a file replaced. */
+/* "NAME.qcow2" */
 static char *name_of_disk(const struct vm_restore *r,
                           const struct manifest_disk *disk)
 {
-    char *name;
+    struct qlb_error ignored;
+    char *stem = restorable_file_name(disk, &ignored), *name;
 
-    if (asprintf(&name, "%.200s.%s", disk->name,
-                 restore_format_name(r->format)) < 0) {
-        return NULL;
+    if (stem == NULL || asprintf(&name, "%s.%s", stem,
+                                 restore_format_name(r->format)) < 0) {
+        name = NULL;
     }
-    for (char *c = name; *c != '\0'; c++) {
-        if (*c == '/' || (c == name && *c == '.')) {
-            *c = '_';
-        }
-    }
+    free(stem);
     return name;
 }
 
