@@ -2,9 +2,8 @@
  *
  * Two caches, each dropping what was used longest ago: of index pages (256 MiB
  * of the disk each), as compact copies of what the chain makes of its members;
- * and of decompressed frames, in slots of their greatest size, so that memory
- * is reused and its sum known. One lock for both; frames are read and
- * decompressed without it. A frame that two want is decompressed once: the slot
+ * and of decompressed frames, whose sum is limited. One lock for both; frames are
+ * read and decompressed without it. A frame that two want is decompressed once: the slot
  * is `loading` meanwhile, and who comes second waits.
  *
  * What is held: `refs` counts who uses a page or a slot just now. Each thread
@@ -43,15 +42,16 @@ struct page {
     uint16_t *frame_of;   /* block of the page -> frame; NULL: nothing there */
 };
 
-enum slot_state { SLOT_EMPTY, SLOT_LOADING, SLOT_READY };
-
+/* A decompressed frame. */
 struct slot {
-    enum slot_state state;
+    struct slot *next;    /* of the same hash */
+    struct slot *older, *newer; /* in the order of use */
     uint64_t page;
     unsigned frame;
-    uint64_t used;
     unsigned refs;
-    uint8_t *blocks;      /* QLB_LBZ_STRIPE bytes; NULL: not needed yet */
+    bool loading;
+    size_t size;          /* bytes of blocks */
+    uint8_t *blocks;
 };
 
 struct worker {
@@ -72,8 +72,10 @@ struct chain_disk {
     uint64_t uses;
     struct page *pages;
     size_t page_bytes, page_limit;
-    struct slot *slots;
-    unsigned n_slots;
+    struct slot **slots;     /* by hash */
+    size_t n_hashes;         /* a power of two */
+    struct slot *oldest, *newest;
+    size_t slot_bytes, slot_limit;
     struct worker *workers;  /* those that are idle */
 };
 
@@ -336,82 +338,160 @@ static int decode(const struct chain_disk *disk, struct worker *worker,
     return 0;
 }
 
-/* The lock is held. That of the frame, or else one that nobody uses, the one
- * that was used longest ago; NULL: all are in use. */
-static struct slot *choose_slot(struct chain_disk *disk, uint64_t page,
+/* The lock is held, as for all that follows but get_slot and put_slot. */
+static struct slot **slot_place(struct chain_disk *disk, uint64_t page,
                                 unsigned frame)
 {
-    struct slot *oldest = NULL;
+    uint64_t hash = (page << 16 | frame) * UINT64_C(0x9e3779b97f4a7c15);
+    struct slot **at = &disk->slots[hash >> 32 & (disk->n_hashes - 1)];
 
-    for (unsigned i = 0; i < disk->n_slots; i++) {
-        struct slot *slot = &disk->slots[i];
-
-        if (slot->state != SLOT_EMPTY && slot->page == page &&
-            slot->frame == frame) {
-            return slot;
-        }
-        if (slot->refs == 0 && (oldest == NULL || slot->used < oldest->used)) {
-            oldest = slot;
-        }
+    while (*at != NULL && ((*at)->page != page || (*at)->frame != frame)) {
+        at = &(*at)->next;
     }
-    return oldest;
+    return at;
 }
 
-/* The lock is held, and let go of meanwhile. */
-static int fill_slot(struct chain_disk *disk, struct slot *slot,
-                     const struct page *page, unsigned frame,
-                     struct qlb_error *err)
+static void unlink_use(struct chain_disk *disk, struct slot *slot)
 {
-    struct worker *worker;
-    int ret = 0;
+    *(slot->older != NULL ? &slot->older->newer : &disk->oldest) =
+        slot->newer;
+    *(slot->newer != NULL ? &slot->newer->older : &disk->newest) =
+        slot->older;
+}
 
-    slot->state = SLOT_LOADING;
-    slot->page = page->number;
+static void link_newest(struct chain_disk *disk, struct slot *slot)
+{
+    slot->older = disk->newest;
+    slot->newer = NULL;
+    *(slot->older != NULL ? &slot->older->newer : &disk->oldest) = slot;
+    disk->newest = slot;
+}
+
+/* Its blocks become the caller's. */
+static uint8_t *drop_slot(struct chain_disk *disk, struct slot *slot)
+{
+    uint8_t *blocks = slot->blocks;
+
+    *slot_place(disk, slot->page, slot->frame) = slot->next;
+    unlink_use(disk, slot);
+    disk->slot_bytes -= slot->size;
+    free(slot);
+    return blocks;
+}
+
+/* Until there is room for so many bytes, those that nobody uses go, which were
+ * used longest ago first; memory of the same size is kept in *spare. False: the
+ * rest is in use. */
+static bool make_room(struct chain_disk *disk, size_t size, uint8_t **spare)
+{
+    struct slot *slot = disk->oldest;
+
+    while (disk->slot_bytes + size > disk->slot_limit) {
+        struct slot *newer;
+        bool fits;
+        uint8_t *blocks;
+
+        while (slot != NULL && slot->refs > 0) {
+            slot = slot->newer;
+        }
+        if (slot == NULL) {
+            return false;
+        }
+        newer = slot->newer;
+        fits = slot->size == size && *spare == NULL;
+        blocks = drop_slot(disk, slot);
+        if (fits) {
+            *spare = blocks;
+        } else {
+            free(blocks);
+        }
+        slot = newer;
+    }
+    return true;
+}
+
+/* One for that frame, which is in use, and loading; its blocks are the spare
+ * ones, if there are any. NULL: out of memory. */
+static struct slot *add_slot(struct chain_disk *disk, uint64_t page,
+                             unsigned frame, size_t size, uint8_t *spare)
+{
+    struct slot *slot = calloc(1, sizeof(*slot));
+
+    if (slot == NULL ||
+        (slot->blocks = spare != NULL ? spare : malloc(size)) == NULL) {
+        free(slot);
+        free(spare);
+        return NULL;
+    }
+    slot->page = page;
     slot->frame = frame;
+    slot->size = size;
+    slot->refs = 1;
+    slot->loading = true;
+    *slot_place(disk, page, frame) = slot;
+    link_newest(disk, slot);
+    disk->slot_bytes += size;
+    return slot;
+}
+
+/* The lock is let go of meanwhile. A frame that is damaged is looked at again by
+ * each who wants it: the archive may be on a network. */
+static struct slot *load_slot(struct chain_disk *disk,
+                              const struct page *page, unsigned frame,
+                              size_t size, uint8_t *spare,
+                              struct qlb_error *err)
+{
+    struct slot *slot = add_slot(disk, page->number, frame, size, spare);
+    struct worker *worker;
+    int ret;
+
+    if (slot == NULL) {
+        out_of_memory(err);
+        return NULL;
+    }
     worker = take_worker(disk);
     pthread_mutex_unlock(&disk->lock);
-    if (slot->blocks == NULL) {
-        slot->blocks = malloc(QLB_LBZ_STRIPE);
-        ret = slot->blocks == NULL ? out_of_memory(err) : 0;
-    }
-    if (ret == 0) {
-        ret = decode(disk, worker, page->number * QLB_LBZ_PAGE,
-                     &page->frames[frame], slot->blocks, err);
-    }
+    ret = decode(disk, worker, page->number * QLB_LBZ_PAGE,
+                 &page->frames[frame], slot->blocks, err);
     pthread_mutex_lock(&disk->lock);
     give_worker(disk, worker);
-    slot->state = ret < 0 ? SLOT_EMPTY : SLOT_READY;
+    slot->loading = false;
+    if (ret < 0) {
+        free(drop_slot(disk, slot));
+        slot = NULL;
+    }
     pthread_cond_broadcast(&disk->changed);
-    return ret;
+    return slot;
 }
 
-/* Held until it is put. A frame that is damaged is looked at again by each who
- * wants it: the archive may be on a network. */
+/* Held until it is put. */
 static struct slot *get_slot(struct chain_disk *disk, const struct page *page,
                              unsigned frame, struct qlb_error *err)
 {
+    size_t size = (size_t)page->frames[frame].entry.n_blocks * QLB_LBZ_BLOCK;
+    uint8_t *spare = NULL;
     struct slot *slot;
-    int ret = 0;
 
     pthread_mutex_lock(&disk->lock);
     for (;;) {
-        slot = choose_slot(disk, page->number, frame);
-        if (slot != NULL && slot->state != SLOT_LOADING) {
+        slot = *slot_place(disk, page->number, frame);
+        if (slot != NULL && !slot->loading) {
+            slot->refs++;
+            unlink_use(disk, slot);
+            link_newest(disk, slot);
             break;
         }
+        if (slot == NULL && make_room(disk, size, &spare)) {
+            slot = load_slot(disk, page, frame, size, spare, err);
+            spare = NULL;
+            break;
+        }
+        free(spare);
+        spare = NULL;
         pthread_cond_wait(&disk->changed, &disk->lock);
     }
-    slot->refs++;
-    if (slot->state != SLOT_READY || slot->page != page->number ||
-        slot->frame != frame) {
-        ret = fill_slot(disk, slot, page, frame, err);
-    }
-    slot->used = ++disk->uses;
-    if (ret < 0) {
-        slot->refs--;
-    }
     pthread_mutex_unlock(&disk->lock);
-    return ret < 0 ? NULL : slot;
+    return slot;
 }
 
 static void put_slot(struct chain_disk *disk, struct slot *slot)
@@ -538,8 +618,12 @@ static int divide_memory(struct chain_disk *disk, uint64_t memory,
         }
     }
     rest = memory - disk->page_limit - threads * (uint64_t)(2 * PACKED_SIZE);
-    disk->n_slots = (unsigned)(rest / QLB_LBZ_STRIPE);
-    disk->slots = calloc(disk->n_slots, sizeof(*disk->slots));
+    disk->slot_limit = rest;
+    disk->n_hashes = 1;
+    while (disk->n_hashes < rest / QLB_LBZ_BLOCK) {
+        disk->n_hashes *= 2;
+    }
+    disk->slots = calloc(disk->n_hashes, sizeof(struct slot *));
     return disk->slots == NULL ? out_of_memory(err) : 0;
 }
 
@@ -594,8 +678,8 @@ void chain_disk_close(struct chain_disk *disk)
         disk->pages = page->next;
         free_page(page);
     }
-    for (unsigned i = 0; i < disk->n_slots; i++) {
-        free(disk->slots[i].blocks);
+    while (disk->oldest != NULL) {
+        free(drop_slot(disk, disk->oldest));
     }
     free(disk->slots);
     while (disk->workers != NULL) {
