@@ -21,7 +21,14 @@ struct compare_job {
     uint16_t data;      /* blocks that the chain has content for */
     uint16_t differing; /* found by `work` */
     uint8_t digests[QLB_LBZ_STRIPE_BLOCKS][QLB_DIGEST_MAX];
-    uint8_t *blocks;
+};
+
+/* A block is hashed right after it was read, while it is in the processor's
+ * cache: twice as fast as reading the stripe first. */
+struct compare_thread {
+    struct qlb_disk_reader *reader;
+    uint8_t *block;       /* BLOCK bytes, aligned: some processors copy slowly
+                             to what is not */
 };
 
 struct compare {
@@ -41,7 +48,7 @@ struct compare {
     /* Digest of each block of the page; NULL where it reads as zeroes. */
     const uint8_t *expected[QLB_LBZ_PAGE_BLOCKS];
 
-    struct qlb_disk_reader **readers;
+    struct compare_thread *workers; /* for each thread */
     struct compare_job *jobs;
     unsigned n_jobs, threads;
     struct tool_progress progress;
@@ -52,7 +59,7 @@ struct compare {
     unsigned printed;
 };
 
-enum { MAX_PRINTED = 20 };
+enum { MAX_PRINTED = 20, ALIGNMENT = 4096 };
 
 static int load_page(struct compare *c, struct qlb_error *err)
 {
@@ -202,33 +209,38 @@ static int compare_next(void *opaque, void *arg, struct qlb_error *err)
     return check_limit(c, job, err) < 0 ? -1 : 1;
 }
 
+static bool block_is_same(const struct compare *c,
+                          const struct compare_job *job, unsigned i,
+                          const uint8_t *block)
+{
+    uint8_t digest[QLB_DIGEST_MAX];
+
+    if (!(job->data >> i & 1)) {
+        return qlb_bits_all_zero(block, BLOCK);
+    }
+    qlb_digest(c->digest, block, BLOCK, digest);
+    return memcmp(digest, job->digests[i], c->digest_size) == 0;
+}
+
 static int compare_work(void *opaque, void *arg, unsigned thread,
                         struct qlb_error *err)
 {
     struct compare *c = opaque;
     struct compare_job *job = arg;
-    uint64_t length = (uint64_t)job->n_blocks * BLOCK;
-    uint8_t digest[QLB_DIGEST_MAX];
+    struct compare_thread *worker = &c->workers[thread];
 
-    if (length > c->size - job->offset) {
-        memset(job->blocks + length - BLOCK, 0, BLOCK);
-        length = c->size - job->offset;
-    }
-    if (qlb_disk_read(c->readers[thread], job->blocks, job->offset, length,
-                      err) < 0) {
-        return -1;
-    }
     for (unsigned i = 0; i < job->n_blocks; i++) {
-        const uint8_t *block = job->blocks + (size_t)i * BLOCK;
-        bool same;
+        uint64_t offset = job->offset + (uint64_t)i * BLOCK, length = BLOCK;
 
-        if (job->data >> i & 1) {
-            qlb_digest(c->digest, block, BLOCK, digest);
-            same = memcmp(digest, job->digests[i], c->digest_size) == 0;
-        } else {
-            same = qlb_bits_all_zero(block, BLOCK);
+        if (length > c->size - offset) {
+            memset(worker->block, 0, BLOCK);
+            length = c->size - offset;
         }
-        if (!same) {
+        if (qlb_disk_read(worker->reader, worker->block, offset, length,
+                          err) < 0) {
+            return -1;
+        }
+        if (!block_is_same(c, job, i, worker->block)) {
             job->differing |= (uint16_t)(1u << i);
         }
     }
@@ -280,20 +292,18 @@ static int prepare(struct compare *c, struct qlb_error *err)
         return -1;
     }
     c->n_jobs = 2 * c->threads + 1;
-    c->readers = calloc(c->threads, sizeof(*c->readers));
+    c->workers = calloc(c->threads, sizeof(*c->workers));
     c->jobs = calloc(c->n_jobs, sizeof(*c->jobs));
-    if (c->readers == NULL || c->jobs == NULL) {
+    if (c->workers == NULL || c->jobs == NULL) {
         return qlb_fail_errno(err, ENOMEM, "comparing");
     }
     for (unsigned i = 0; i < c->threads; i++) {
-        c->readers[i] = qlb_disk_reader_new(c->disk, err);
-        if (c->readers[i] == NULL) {
+        c->workers[i].reader = qlb_disk_reader_new(c->disk, err);
+        if (c->workers[i].reader == NULL) {
             return -1;
         }
-    }
-    for (unsigned i = 0; i < c->n_jobs; i++) {
-        c->jobs[i].blocks = malloc(QLB_LBZ_STRIPE);
-        if (c->jobs[i].blocks == NULL) {
+        c->workers[i].block = aligned_alloc(ALIGNMENT, BLOCK);
+        if (c->workers[i].block == NULL) {
             return qlb_fail_errno(err, ENOMEM, "comparing");
         }
     }
@@ -302,13 +312,11 @@ static int prepare(struct compare *c, struct qlb_error *err)
 
 static void release(struct compare *c)
 {
-    for (unsigned i = 0; c->readers != NULL && i < c->threads; i++) {
-        qlb_disk_reader_free(c->readers[i]);
+    for (unsigned i = 0; c->workers != NULL && i < c->threads; i++) {
+        qlb_disk_reader_free(c->workers[i].reader);
+        free(c->workers[i].block);
     }
-    for (unsigned i = 0; c->jobs != NULL && i < c->n_jobs; i++) {
-        free(c->jobs[i].blocks);
-    }
-    free(c->readers);
+    free(c->workers);
     free(c->jobs);
     qlb_disk_reader_free(c->scanner);
 }
