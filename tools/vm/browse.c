@@ -10,6 +10,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -516,6 +517,17 @@ static json_t *describe(const struct entry *entry)
     return json;
 }
 
+/* A guest's names do not command the operator's terminal. */
+static void print_name(const char *name, bool folder)
+{
+    bool terminal = isatty(STDOUT_FILENO);
+
+    for (; *name != '\0'; name++) {
+        putchar(terminal && iscntrl((unsigned char)*name) ? '?' : *name);
+    }
+    printf("%s\n", folder ? "/" : "");
+}
+
 static int print_entries(const struct browse *b, const struct entry *entries,
                          unsigned n)
 {
@@ -525,8 +537,7 @@ static int print_entries(const struct browse *b, const struct entry *entries,
         if (b->from.common.json) {
             json_array_append_new(list, describe(&entries[i]));
         } else {
-            printf("%s%s\n", entries[i].name,
-                   S_ISDIR(entries[i].mode) ? "/" : "");
+            print_name(entries[i].name, S_ISDIR(entries[i].mode));
         }
     }
     if (b->from.common.json) {
