@@ -13,10 +13,17 @@ setup() {
     sanitizer=$(ldd "$plugin" | sed -n 's/.*=> \(.*libasan[^ ]*\) .*/\1/p')
 }
 
-# lbz_kit ARGUMENT...: nbdkit with the plugin.
+# lbz_kit ARGUMENT...: nbdkit with the plugin. What it runs is without the
+# sanitizer, under which QEMU's coroutines hang.
 lbz_kit() {
+    local arguments=() argument before=
+    for argument; do
+        [ "$before" != --run ] || argument="unset LD_PRELOAD; $argument"
+        arguments+=("$argument")
+        before=$argument
+    done
     LD_PRELOAD=$sanitizer ASAN_OPTIONS=detect_leaks=0 timeout 120 \
-        nbdkit -U - --log=stderr "$plugin" "$@"
+        nbdkit -U - --log=stderr "$plugin" "${arguments[@]}"
 }
 
 # expect_disk RAW ARGUMENT...: what the plugin serves is that, for several that
@@ -208,8 +215,11 @@ sys.stdout.buffer.write(random.Random(7).randbytes(100 << 20))' >random.raw
     expect_stderr_has 'is not among the archives given'
     run_expect 1 lbz_kit disk.qcow2 --run true
     expect_stderr_has 'not an lbz archive'
-    run_expect 1 lbz_kit missing.lbz --run true
-    expect_stderr_has 'missing.lbz: No such file or directory'
+    # nbdkit itself says it; it does not get to its end under a sanitizer
+    if [ -z "$sanitizer" ]; then
+        run_expect 1 lbz_kit missing.lbz --run true
+        expect_stderr_has 'missing.lbz: No such file or directory'
+    fi
     run_expect 1 lbz_kit --run true
     expect_stderr_has 'no archive is given: nbdkit lbz BASE.lbz INCR.lbz...'
     run_expect 1 lbz_kit c/0.lbz at=x --run true
