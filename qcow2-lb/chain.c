@@ -495,6 +495,19 @@ static int check_same_digest(const struct qlb_chain *chain,
     return 0;
 }
 
+static int check_has_content(const struct qlb_chain *chain,
+                             struct qlb_error *err)
+{
+    for (unsigned i = 0; i < chain->n_members; i++) {
+        if (member_header(chain, i)->index) {
+            return qlb_fail(err, QLB_E_USAGE, "%s: is an index, which has "
+                            "digests and no content; the archives that it was "
+                            "made from are wanted", chain->members[i].path);
+        }
+    }
+    return 0;
+}
+
 /* ---- header of the merge ---- */
 
 /* The newest UUIDs that were collected; filled from the end of `list`. */
@@ -581,6 +594,7 @@ static int merge_headers(struct qlb_chain *chain, struct qlb_error *err)
     clip = result->clip;
     for (unsigned i = 0; i < newest; i++) {
         clip = min_u64(clip, chain->members[i].floor);
+        result->index |= member_header(chain, i)->index;
     }
     result->clip = result->incremental && clip < result->virtual_size
                        ? clip : QLB_LBZ_NO_CLIP;
@@ -600,6 +614,8 @@ static int open_chain(struct qlb_chain *chain, const char *const *paths,
         find_leaf(chain, at, flags, &leaf, err) < 0 ||
         collect_members(chain, leaf, flags, err) < 0 ||
         check_same_digest(chain, err) < 0 ||
+        (!(flags & QLB_CHAIN_ALLOW_INDEX) &&
+         check_has_content(chain, err) < 0) ||
         merge_headers(chain, err) < 0) {
         return -1;
     }

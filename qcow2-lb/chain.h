@@ -23,6 +23,7 @@ struct qlb_chain;
 enum qlb_chain_flags {
     QLB_CHAIN_NEED_FULL = 1, /* QLB_E_UNTRUSTED where the oldest member is an
                                 incremental (its parent is named) */
+    QLB_CHAIN_ALLOW_INDEX = 2, /* members may be indexes: no content is read */
 };
 
 /* Opens the archives and orders them. at: the member to end with (NULL: the
@@ -32,7 +33,8 @@ enum qlb_chain_flags {
  * (those covered by another member aside; all leaves are listed with time),
  * the links run in a circle, or `at` is not among them. Archives that are not
  * on the path to the leaf are left out.
- * QLB_E_USAGE where members have different digest algorithms. QLB_E_DAMAGED as
+ * QLB_E_USAGE where members have different digest algorithms, or one is an
+ * index (and that is not allowed). QLB_E_DAMAGED as
  * the reader. Messages about one archive begin with its path. */
 struct qlb_chain *qlb_chain_open(const char *const *paths, unsigned n_paths,
                                  const struct qlb_uuid *at, unsigned flags,
@@ -47,7 +49,8 @@ const struct qlb_lbz_reader *qlb_chain_member(const struct qlb_chain *chain,
 /* Archives that were given but are not on the path; NULL at the end. */
 const char *qlb_chain_unused(const struct qlb_chain *chain, unsigned i);
 
-/* Header of the archive that stands for the whole chain (merge rules). */
+/* Header of the archive that stands for the whole chain (merge rules); an
+ * index where a member is one. */
 const struct qlb_lbz_header *qlb_chain_header(const struct qlb_chain *chain);
 
 struct qlb_chain_frame {

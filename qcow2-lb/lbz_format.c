@@ -166,6 +166,8 @@ void lbz_header_to_disk(const struct qlb_lbz_header *header, uint8_t *p)
     memset(p, 0, LBZ_HEADER_COVERED);
     memcpy(p, LBZ_KIND_HEADER, LBZ_KIND_SIZE);
     put_le16(p + LBZ_HEADER_VERSION, LBZ_VERSION);
+    put_le64(p + LBZ_HEADER_INCOMPATIBLE,
+             header->index ? LBZ_FEATURE_INDEX : 0);
     p[LBZ_HEADER_DIGEST] = (uint8_t)header->digest;
     p[LBZ_HEADER_INCREMENTAL] = header->incremental;
     p[LBZ_HEADER_BLOCK_BITS] = LBZ_BLOCK_BITS;
@@ -204,7 +206,8 @@ static bool ends_with_digest(enum qlb_digest_type type, const uint8_t *p,
 static int check_header_support(const uint8_t *p, size_t size,
                                 struct qlb_error *err)
 {
-    uint64_t features = get_le64(p + LBZ_HEADER_INCOMPATIBLE);
+    uint64_t features = get_le64(p + LBZ_HEADER_INCOMPATIBLE) &
+                        ~LBZ_FEATURE_INDEX;
     unsigned version = get_le16(p + LBZ_HEADER_VERSION);
     unsigned algorithm = p[LBZ_HEADER_DIGEST];
 
@@ -287,6 +290,7 @@ int lbz_header_from_disk(const uint8_t *p, size_t size,
     }
     header->digest = p[LBZ_HEADER_DIGEST];
     header->incremental = p[LBZ_HEADER_INCREMENTAL];
+    header->index = get_le64(p + LBZ_HEADER_INCOMPATIBLE) & LBZ_FEATURE_INDEX;
     memcpy(header->label, p + LBZ_HEADER_LABEL, p[LBZ_HEADER_LABEL_LENGTH]);
     header->virtual_size = get_le64(p + LBZ_HEADER_VIRTUAL_SIZE);
     header->clip = get_le64(p + LBZ_HEADER_CLIP);
@@ -462,6 +466,12 @@ size_t lbz_page_size(unsigned n_frames, unsigned n_runs, unsigned n_live,
            (size_t)n_runs * LBZ_RUN_SIZE + (n_live + 1) * digest_size;
 }
 
+size_t lbz_index_page_size(unsigned n_data_runs, unsigned n_runs,
+                           unsigned n_live, size_t digest_size)
+{
+    return lbz_page_size(0, n_data_runs + n_runs, n_live, digest_size);
+}
+
 size_t lbz_page_max(size_t digest_size)
 {
     return lbz_page_size(LBZ_PAGE_FRAMES_MAX, LBZ_PAGE_RUNS_MAX,
@@ -504,7 +514,9 @@ struct page_parser {
     const struct qlb_lbz_header *header;
     size_t digest_size;
     unsigned n_blocks;                  /* of the page below the disk's end */
+    unsigned n_first;                   /* frames, or DATA runs of an index */
     uint16_t data[LBZ_PAGE_STRIPES];    /* live blocks of each stripe */
+    unsigned n_marked;                  /* in them, of an index */
     bool interleaved; /* live blocks of two frames alternate */
     struct qlb_error *err;
 };
@@ -516,6 +528,21 @@ static int page_damaged(struct page_parser *parser, const char *what)
     return lbz_damaged(parser->err, parser->page->file_offset,
                        "index page of %s: %s",
                        page_range(parser->page->number, range), what);
+}
+
+/* What the counts make, where they may be: 0 where not. */
+static size_t expected_size(const struct page_parser *parser,
+                            uint32_t n_frames, uint32_t n_runs,
+                            uint32_t n_live)
+{
+    bool index = parser->header->index;
+
+    if (n_frames > (index ? LBZ_PAGE_RUNS_MAX : LBZ_PAGE_FRAMES_MAX) ||
+        n_runs > LBZ_PAGE_RUNS_MAX || n_live > QLB_LBZ_PAGE_BLOCKS) {
+        return 0;
+    }
+    return (index ? lbz_index_page_size : lbz_page_size)(
+        n_frames, n_runs, n_live, parser->digest_size);
 }
 
 static int parse_page_counts(struct page_parser *parser)
@@ -535,10 +562,8 @@ static int parse_page_counts(struct page_parser *parser)
     blocks = div_round_up(parser->header->virtual_size - start,
                           QLB_LBZ_BLOCK);
     parser->n_blocks = (unsigned)min_u64(blocks, QLB_LBZ_PAGE_BLOCKS);
-    if (n_frames > LBZ_PAGE_FRAMES_MAX || n_runs > LBZ_PAGE_RUNS_MAX ||
-        n_live > QLB_LBZ_PAGE_BLOCKS ||
-        page->payload_size != lbz_page_size(n_frames, n_runs, n_live,
-                                            parser->digest_size)) {
+    if (page->payload_size !=
+        expected_size(parser, n_frames, n_runs, n_live)) {
         return page_damaged(parser, "its size does not fit its counts");
     }
     if (n_frames + n_runs == 0) {
@@ -550,7 +575,7 @@ static int parse_page_counts(struct page_parser *parser)
     if (!qlb_bits_all_zero(p + LBZ_PAGE_RESERVED, 8)) {
         return page_damaged(parser, "reserved bytes are set");
     }
-    page->n_entries = n_frames;
+    parser->n_first = n_frames;
     page->n_runs = n_runs;
     page->n_live = n_live;
     return 0;
@@ -621,6 +646,7 @@ static int parse_entries(struct page_parser *parser)
     const uint8_t *p = page->payload + LBZ_PAGE_ENTRIES;
     unsigned live = 0;
 
+    page->n_entries = parser->n_first;
     if (reserve_array(&page->entries, page->n_entries,
                       sizeof(*page->entries), parser->err) < 0) {
         return -1;
@@ -666,13 +692,38 @@ static bool run_meets_data(const struct page_parser *parser,
     return false;
 }
 
+/* The next ZERO or DATA run; *end: where the one before ended, -1 if there is
+ * none, and then where this one does. */
+static int parse_run(struct page_parser *parser, const uint8_t *p, bool zero,
+                     int *end, struct qlb_lbz_run *run)
+{
+    run->first = get_le16(p + LBZ_RUN_FIRST);
+    run->count = get_le16(p + LBZ_RUN_COUNT);
+    if (run->count == 0 ||
+        run->first + run->count > (int)parser->n_blocks) {
+        return page_damaged(parser, zero
+                            ? "a zero run has an impossible place"
+                            : "a data run has an impossible place");
+    }
+    if (run->first <= *end) {
+        return page_damaged(parser, zero
+                            ? "its zero runs are not in order"
+                            : "its data runs are not in order");
+    }
+    *end = run->first + run->count;
+    return 0;
+}
+
 static int parse_runs(struct page_parser *parser)
 {
     struct qlb_lbz_page *page = parser->page;
-    const uint8_t *p = page->payload +
-                       lbz_page_size(page->n_entries, 0, 0, 0) +
-                       page->n_entries * parser->digest_size;
-    unsigned end = 0;
+    size_t n_first = parser->n_first;
+    const uint8_t *p = page->payload + LBZ_PAGE_ENTRIES +
+                       (parser->header->index
+                            ? n_first * LBZ_RUN_SIZE
+                            : n_first * (LBZ_ENTRY_DIGEST +
+                                         parser->digest_size));
+    int end = -1;
 
     if (reserve_array(&page->runs, page->n_runs, sizeof(*page->runs),
                       parser->err) < 0) {
@@ -681,22 +732,75 @@ static int parse_runs(struct page_parser *parser)
     for (unsigned i = 0; i < page->n_runs; i++, p += LBZ_RUN_SIZE) {
         struct qlb_lbz_run *run = &page->runs[i];
 
-        run->first = get_le16(p + LBZ_RUN_FIRST);
-        run->count = get_le16(p + LBZ_RUN_COUNT);
-        if (run->count == 0 ||
-            run->first + run->count > (int)parser->n_blocks) {
-            return page_damaged(parser, "a zero run has an impossible place");
-        }
-        if (i > 0 && run->first <= end) {
-            return page_damaged(parser, "its zero runs are not in order");
+        if (parse_run(parser, p, true, &end, run) < 0) {
+            return -1;
         }
         if (run_meets_data(parser, run)) {
             return page_damaged(parser, "a zero run contains a live block");
         }
-        end = run->first + run->count;
     }
     return 0;
 }
+
+/* ---- page of an index ---- */
+
+static void mark_data(struct page_parser *parser,
+                      const struct qlb_lbz_run *run)
+{
+    for (unsigned block = run->first; block < run->first + run->count;
+         block++) {
+        parser->data[block / QLB_LBZ_STRIPE_BLOCKS] |=
+            (uint16_t)(1u << block % QLB_LBZ_STRIPE_BLOCKS);
+    }
+    parser->n_marked += run->count;
+}
+
+/* An entry for each stripe that has a DATA block, as if it were one frame. */
+static int entries_of_stripes(struct page_parser *parser)
+{
+    static const uint8_t no_digest[QLB_DIGEST_MAX];
+    struct qlb_lbz_page *page = parser->page;
+
+    if (reserve_array(&page->entries, LBZ_PAGE_STRIPES,
+                      sizeof(*page->entries), parser->err) < 0) {
+        return -1;
+    }
+    page->n_entries = 0;
+    for (unsigned i = 0; i < LBZ_PAGE_STRIPES; i++) {
+        struct qlb_lbz_entry *entry = &page->entries[page->n_entries];
+
+        if (parser->data[i] == 0) {
+            continue;
+        }
+        entry->first = (uint16_t)(i * QLB_LBZ_STRIPE_BLOCKS);
+        entry->n_blocks = QLB_LBZ_STRIPE_BLOCKS;
+        entry->live = entry->record_live = parser->data[i];
+        entry->digest = no_digest;
+        page->n_entries++;
+    }
+    return 0;
+}
+
+static int parse_data_runs(struct page_parser *parser)
+{
+    const uint8_t *p = parser->page->payload + LBZ_PAGE_ENTRIES;
+    struct qlb_lbz_run run;
+    int end = -1;
+
+    for (unsigned i = 0; i < parser->n_first; i++, p += LBZ_RUN_SIZE) {
+        if (parse_run(parser, p, false, &end, &run) < 0) {
+            return -1;
+        }
+        mark_data(parser, &run);
+    }
+    if (parser->n_marked != parser->page->n_live) {
+        return page_damaged(parser,
+                            "its number of live blocks is not its runs'");
+    }
+    return entries_of_stripes(parser);
+}
+
+/* ---- block digests ---- */
 
 /* Block digests stand in the order of the blocks; an entry's must stand
  * together. That differs only where frames interleave: then a copy in the
@@ -778,7 +882,8 @@ int lbz_page_from_disk(struct qlb_lbz_page *page,
                           page->payload_size)) {
         return page_damaged(&parser, "it does not match its digest");
     }
-    if (parse_page_counts(&parser) < 0 || parse_entries(&parser) < 0 ||
+    if (parse_page_counts(&parser) < 0 ||
+        (header->index ? parse_data_runs : parse_entries)(&parser) < 0 ||
         parse_runs(&parser) < 0 || link_block_digests(&parser) < 0) {
         page->n_entries = page->n_runs = page->n_live = 0;
         return -1;
@@ -917,8 +1022,8 @@ void lbz_count_page(struct lbz_trailer *counted,
 {
     counted->n_pages++;
     counted->data_blocks += page->n_live;
-    counted->frames += page->n_entries;
     for (unsigned i = 0; i < page->n_entries; i++) {
+        counted->frames += page->entries[i].size > 0;
         counted->compressed += page->entries[i].size;
     }
     for (unsigned i = 0; i < page->n_runs; i++) {

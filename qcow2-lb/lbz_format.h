@@ -53,6 +53,8 @@ enum {
     LBZ_HEADER_COVERED = 160,
 };
 #define LBZ_VERSION 1
+/* "Index": bit 0 of the incompatible features. */
+#define LBZ_FEATURE_INDEX UINT64_C(1)
 #define LBZ_BLOCK_BITS 16
 #define LBZ_UUID_SIZE 16u
 #define LBZ_VIRTUAL_SIZE_MAX (UINT64_C(1) << 56)
@@ -201,6 +203,9 @@ void lbz_run_to_disk(const struct qlb_lbz_run *run, uint8_t *p);
 void lbz_page_to_disk(const struct qlb_lbz_page *page, uint8_t *p);
 size_t lbz_page_size(unsigned n_frames, unsigned n_runs, unsigned n_live,
                      size_t digest_size);
+/* That of an index, with DATA runs in the place of frames. */
+size_t lbz_index_page_size(unsigned n_data_runs, unsigned n_runs,
+                           unsigned n_live, size_t digest_size);
 size_t lbz_page_max(size_t digest_size);
 /* Makes room for the payload, which the caller then reads into it. */
 int lbz_page_reserve(struct qlb_lbz_page *page, size_t payload_size,

@@ -528,6 +528,10 @@ int qlb_lbz_reader_frame(const struct qlb_lbz_reader *reader,
     const uint8_t *frame = (const uint8_t *)data + LBZ_RECORD_SPACE;
     char range[LBZ_RANGE_TEXT];
 
+    if (reader->header.index) {
+        return qlb_fail(err, QLB_E_USAGE, "the archive is an index: it has no "
+                        "content");
+    }
     if (read_at(reader, data, LBZ_RECORD_SPACE + entry->size,
                 entry->record_offset, err) < 0) {
         return -1;
@@ -564,17 +568,17 @@ int qlb_lbz_reader_check_layout(struct qlb_lbz_reader *reader,
     struct lbz_trailer counted = reader->counted;
 
     if (page != NULL) {
-        uint64_t begin = page->n_entries > 0
-                             ? page->entries[0].record_offset
-                             : page->file_offset;
+        bool has_frames = page->n_entries > 0 && !reader->header.index;
+        uint64_t begin = has_frames ? page->entries[0].record_offset
+                                    : page->file_offset;
 
         /* Whatever was before: the next page is checked from here. */
         reader->layout_end = page->file_offset + LBZ_SKIPPABLE_SIZE +
                              page->payload_size;
         lbz_count_page(&reader->counted, page);
         if (begin != end) {
-            return layout_gap(end, begin, page->n_entries > 0
-                              ? "a frame" : "an index page", err);
+            return layout_gap(end, begin, has_frames ? "a frame"
+                                                     : "an index page", err);
         }
         return 0;
     }

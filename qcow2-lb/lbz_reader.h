@@ -16,7 +16,8 @@
 #include "error.h"
 #include "lbz_writer.h"
 
-/* A frame as a page lists it. */
+/* A frame as a page lists it; of an index a stripe, which has no frame: size,
+ * record_offset and digest are zero. */
 struct qlb_lbz_entry {
     uint64_t record_offset; /* file offset of the record's skippable frame */
     uint32_t size;          /* compressed bytes; they start at
@@ -116,7 +117,8 @@ int qlb_lbz_reader_load_page(struct qlb_lbz_reader *reader, uint64_t number,
 
 /* Reads record and compressed bytes of a frame into `data`
  * (QLB_LBZ_FRAME_MAX + 32 bytes); checks the record against the entry, and
- * the digest of the compressed bytes. The compressed bytes begin at data + 32.
+ * the digest of the compressed bytes. QLB_E_USAGE where the archive is an
+ * index. The compressed bytes begin at data + 32.
  * Thread-safe. page_offset for messages. */
 int qlb_lbz_reader_frame(const struct qlb_lbz_reader *reader,
                          const struct qlb_lbz_entry *entry,
@@ -139,11 +141,13 @@ struct qlb_lbz_stream;
 
 enum qlb_lbz_item {
     QLB_LBZ_END = 0,   /* the trailer has been checked: all was good */
-    QLB_LBZ_FRAME = 1, /* a record and its frame, digest not yet known */
+    QLB_LBZ_FRAME = 1, /* a record and its frame, digest not yet known; none
+                          in an index */
     QLB_LBZ_INDEX = 2, /* the page of the frames before it, checked against
                           what passed: records, compressed digests; entry i
-                          is the i-th frame since the last page. Block
-                          digests are the caller's to compare. */
+                          is the i-th frame since the last page (of an
+                          index none passed). Block digests are the
+                          caller's to compare. */
 };
 
 struct qlb_lbz_stream_frame {

@@ -307,6 +307,9 @@ static int compare_page(const struct qlb_lbz_stream *stream,
         return lbz_damaged(err, page->file_offset,
                            "index pages are not in order");
     }
+    if (stream->header.index) {
+        return 0;
+    }
     if (page->n_entries != stream->n_frames) {
         return lbz_damaged(err, page->file_offset, "the index page lists %u "
                            "frames; %u were before it", page->n_entries,
@@ -489,7 +492,7 @@ int qlb_lbz_stream_next(struct qlb_lbz_stream *stream,
     }
     if (lbz_skippable_from_disk(buffer, &size)) {
         if (lbz_kind_is(payload, LBZ_KIND_RECORD) &&
-            size == LBZ_RECORD_SIZE) {
+            size == LBZ_RECORD_SIZE && !stream->header.index) {
             return take_frame(stream, payload, at, frame, data, err);
         }
         if (lbz_kind_is(payload, LBZ_KIND_PAGE)) {

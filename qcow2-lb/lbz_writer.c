@@ -166,23 +166,25 @@ static unsigned next_bit(const uint16_t *masks, unsigned block,
     return block;
 }
 
-static uint8_t *append_runs(struct qlb_lbz_writer *writer, uint8_t *p,
-                            unsigned *n_runs)
+/* The runs of set bits; n_blocks: how many those are. */
+static uint8_t *append_runs(const uint16_t *masks, uint8_t *p,
+                            unsigned *n_runs, uint64_t *n_blocks)
 {
-    unsigned first = next_bit(writer->zero, 0, 1);
+    unsigned first = next_bit(masks, 0, 1);
 
     *n_runs = 0;
+    *n_blocks = 0;
     while (first < QLB_LBZ_PAGE_BLOCKS) {
-        unsigned end = next_bit(writer->zero, first, 0);
+        unsigned end = next_bit(masks, first, 0);
         struct qlb_lbz_run run = {
             .first = (uint16_t)first, .count = (uint16_t)(end - first),
         };
 
         lbz_run_to_disk(&run, p);
         p += LBZ_RUN_SIZE;
-        writer->totals.zero_blocks += run.count;
+        *n_blocks += run.count;
         (*n_runs)++;
-        first = next_bit(writer->zero, end, 1);
+        first = next_bit(masks, end, 1);
     }
     return p;
 }
@@ -234,29 +236,35 @@ static int write_page(struct qlb_lbz_writer *writer, struct qlb_error *err)
     struct lbz_dir_entry entry = {
         .number = writer->number, .file_offset = position(writer),
     };
+    struct lbz_trailer *totals = &writer->totals;
     size_t size = writer->digest_size;
     uint8_t *payload, *end;
+    uint64_t blocks;
 
     /* Room for the most that can follow the entries. */
     if (ensure(&writer->page, &writer->page_capacity,
                LBZ_SKIPPABLE_SIZE +
-                   lbz_page_size(writer->n_frames, LBZ_PAGE_RUNS_MAX,
+                   lbz_page_size(writer->n_frames, 2 * LBZ_PAGE_RUNS_MAX,
                                  QLB_LBZ_PAGE_BLOCKS, size), err) < 0) {
         return -1;
     }
     payload = writer->page + LBZ_SKIPPABLE_SIZE;
     end = payload + LBZ_PAGE_ENTRIES +
           writer->n_frames * (LBZ_ENTRY_DIGEST + size);
-    end = append_runs(writer, end, &page.n_runs);
+    totals->frames += writer->n_frames;
+    if (writer->header.index) {
+        end = append_runs(writer->data, end, &page.n_entries, &blocks);
+    }
+    end = append_runs(writer->zero, end, &page.n_runs, &blocks);
+    totals->zero_blocks += blocks;
     end = append_digests(writer, end, &page.n_live);
+    totals->data_blocks += page.n_live;
     lbz_page_to_disk(&page, payload);
     qlb_digest(writer->header.digest, payload, (size_t)(end - payload), end);
     memcpy(entry.digest, end, size);
     end += size;
     entry.payload_size = (uint32_t)(end - payload);
     lbz_skippable_to_disk(entry.payload_size, writer->page);
-    writer->totals.data_blocks += page.n_live;
-    writer->totals.frames += page.n_entries;
     if (append_directory(writer, &entry, err) < 0) {
         return -1;
     }
@@ -299,51 +307,62 @@ static int enter_page(struct qlb_lbz_writer *writer, uint64_t number,
 
 /* ---- frames and zero runs ---- */
 
-static int check_frame(const struct qlb_lbz_writer *writer,
-                       const struct qlb_lbz_frame *frame,
+static unsigned block_in_page(uint64_t offset)
+{
+    return (unsigned)(offset % QLB_LBZ_PAGE / QLB_LBZ_BLOCK);
+}
+
+static int check_place(const struct qlb_lbz_writer *writer, uint64_t offset,
+                       unsigned n_blocks, uint16_t live,
                        struct qlb_error *err)
 {
-    unsigned first;
-
-    if (frame->offset % QLB_LBZ_BLOCK != 0 ||
-        frame->offset >= LBZ_VIRTUAL_SIZE_MAX || frame->size < 1 ||
-        frame->size > QLB_LBZ_FRAME_MAX) {
-        return qlb_fail(err, QLB_E_USAGE,
-                        "a frame has an impossible offset or size");
-    }
-    first = (unsigned)(frame->offset % QLB_LBZ_PAGE / QLB_LBZ_BLOCK);
-    if (lbz_shape_problem(first, frame->n_blocks, frame->live) != NULL ||
-        frame->offset + (uint64_t)lbz_last_live(0, frame->live) *
-                            QLB_LBZ_BLOCK >= writer->header.virtual_size) {
+    if (offset % QLB_LBZ_BLOCK != 0 || offset >= LBZ_VIRTUAL_SIZE_MAX ||
+        lbz_shape_problem(block_in_page(offset), n_blocks, live) != NULL ||
+        offset + (uint64_t)lbz_last_live(0, live) * QLB_LBZ_BLOCK >=
+            writer->header.virtual_size) {
         return qlb_fail(err, QLB_E_USAGE, "the frame at guest offset 0x%"
-                        PRIx64 " has an impossible shape", frame->offset);
+                        PRIx64 " has an impossible shape", offset);
     }
     return 0;
 }
 
+static int check_frame(const struct qlb_lbz_writer *writer,
+                       const struct qlb_lbz_frame *frame,
+                       struct qlb_error *err)
+{
+    if (writer->header.index) {
+        return qlb_fail(err, QLB_E_USAGE, "an index holds no frames");
+    }
+    if (frame->size < 1 || frame->size > QLB_LBZ_FRAME_MAX) {
+        return qlb_fail(err, QLB_E_USAGE, "a frame has an impossible size");
+    }
+    return check_place(writer, frame->offset, frame->n_blocks, frame->live,
+                       err);
+}
+
 /* Claims the live blocks and stores their digests. */
-static int claim_blocks(struct qlb_lbz_writer *writer, unsigned first,
-                        const struct qlb_lbz_frame *frame,
+static int claim_blocks(struct qlb_lbz_writer *writer, uint64_t offset,
+                        uint16_t live, const uint8_t *digest,
                         struct qlb_error *err)
 {
+    unsigned first = block_in_page(offset);
     unsigned stripe = first / QLB_LBZ_STRIPE_BLOCKS;
-    unsigned mask = (unsigned)frame->live << first % QLB_LBZ_STRIPE_BLOCKS;
+    unsigned mask = (unsigned)live << first % QLB_LBZ_STRIPE_BLOCKS;
     size_t size = writer->digest_size;
-    const uint8_t *digest = frame->block_digests;
 
     if ((writer->n_frames > 0 &&
-         lbz_first_live(first, frame->live) <= writer->first_live) ||
+         lbz_first_live(first, live) <= writer->first_live) ||
         ((writer->data[stripe] | writer->zero[stripe]) & mask)) {
         return qlb_fail(err, QLB_E_USAGE, "the frame at guest offset 0x%"
-                        PRIx64 " is out of order", frame->offset);
+                        PRIx64 " is out of order", offset);
     }
-    for (unsigned live = frame->live; live != 0; live &= live - 1) {
-        memcpy(writer->digests + lbz_first_live(first, live) * size, digest,
+    writer->data[stripe] |= (uint16_t)mask;
+    writer->first_live = lbz_first_live(first, live);
+    for (unsigned left = live; left != 0; left &= left - 1) {
+        memcpy(writer->digests + lbz_first_live(first, left) * size, digest,
                size);
         digest += size;
     }
-    writer->data[stripe] |= (uint16_t)mask;
-    writer->first_live = lbz_first_live(first, frame->live);
     return 0;
 }
 
@@ -379,15 +398,14 @@ int qlb_lbz_writer_frame(struct qlb_lbz_writer *writer,
         .n_blocks = (uint16_t)frame->n_blocks, .live = frame->live,
     };
     uint8_t buffer[LBZ_RECORD_SPACE];
-    unsigned first;
 
     if (check_frame(writer, frame, err) < 0 ||
         enter_page(writer, frame->offset / QLB_LBZ_PAGE, err) < 0) {
         return -1;
     }
-    first = (unsigned)(frame->offset % QLB_LBZ_PAGE / QLB_LBZ_BLOCK);
-    if (claim_blocks(writer, first, frame, err) < 0 ||
-        append_entry(writer, first, frame, err) < 0) {
+    if (claim_blocks(writer, frame->offset, frame->live,
+                     frame->block_digests, err) < 0 ||
+        append_entry(writer, block_in_page(frame->offset), frame, err) < 0) {
         return -1;
     }
     lbz_record_to_disk(&record, buffer);
@@ -395,6 +413,23 @@ int qlb_lbz_writer_frame(struct qlb_lbz_writer *writer,
         return -1;
     }
     return qlb_outfile_write(writer->out, frame->data, frame->size, err);
+}
+
+int qlb_lbz_writer_digests(struct qlb_lbz_writer *writer, uint64_t offset,
+                           unsigned n_blocks, uint16_t live,
+                           const uint8_t *block_digests,
+                           struct qlb_error *err)
+{
+    if (!writer->header.index) {
+        return qlb_fail(err, QLB_E_USAGE, "the archive is no index");
+    }
+    if (check_place(writer, offset, n_blocks, live, err) < 0 ||
+        enter_page(writer, offset / QLB_LBZ_PAGE, err) < 0 ||
+        claim_blocks(writer, offset, live, block_digests, err) < 0) {
+        return -1;
+    }
+    writer->has_content = true;
+    return 0;
 }
 
 /* Zero blocks first .. first + count - 1 of the page in the making. */

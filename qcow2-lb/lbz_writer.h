@@ -32,6 +32,7 @@
 struct qlb_lbz_header {
     enum qlb_digest_type digest;
     bool incremental;
+    bool index; /* digests alone, no content */
     char label[QLB_LBZ_LABEL_MAX + 1];
     uint64_t virtual_size;
     uint64_t clip; /* QLB_LBZ_NO_CLIP if none */
@@ -85,6 +86,14 @@ struct qlb_lbz_writer *qlb_lbz_writer_new(struct qlb_outfile *out,
 int qlb_lbz_writer_frame(struct qlb_lbz_writer *writer,
                          const struct qlb_lbz_frame *frame,
                          struct qlb_error *err);
+
+/* The same of an index: blocks within one stripe, at guest offset `offset`,
+ * which have these digests (live ones, ascending). They come in any order within
+ * a page. */
+int qlb_lbz_writer_digests(struct qlb_lbz_writer *writer, uint64_t offset,
+                           unsigned n_blocks, uint16_t live,
+                           const uint8_t *block_digests,
+                           struct qlb_error *err);
 
 /* Records that `blocks` blocks at guest offset `offset` are zero (any number,
  * also over pages). Within a page they may come in any order, before or after

@@ -12,6 +12,7 @@ to back and compared with its own index.
     lbz.py restore -o RAW FILE...    a chain to a sparse raw file [--at UUID]
     lbz.py structures FILE           [{name, offset, length}] of every field
     lbz.py root FILE                 root digest and backup UUID
+    lbz.py index -o FILE FILE...     the index of a chain [--at UUID]
     lbz.py make -o FILE SPEC.json    an archive, also a hostile one
     lbz.py hostile DIR               hostile archives and DIR/manifest.json
                                      (see hostile_archives.py)
@@ -45,7 +46,9 @@ MAX_VIRTUAL_SIZE = 2**56
 MAX_COVERED = 1024
 MAX_COMPRESSED = 2**20 + 2**16
 MAX_ZERO_RUNS = 2048
+MAX_DATA_RUNS = 2048
 MAX_PAGES = 2**20
+FEATURE_INDEX = 1
 SKIPPABLE_MAGIC = 0x184D2A5B
 ZSTD_MAGIC = 0xFD2FB528
 LABEL_PATTERN = re.compile(rb"[A-Za-z0-9._-]+\Z")
@@ -65,6 +68,10 @@ class Damaged(Exception):
 
 class Unsupported(Damaged):
     """Something that a later version may mean."""
+
+
+class NoContent(Exception):
+    """An index where content is wanted."""
 
 
 class NoChain(Exception):
@@ -239,7 +246,10 @@ class Frame:
 
 
 class Page:
-    """An index page and the frames before it."""
+    """An index page and the frames before it.
+
+    In an index there are no frames, but DATA runs.
+    """
 
     def __init__(self, offset, payload_size, values):
         self.offset = offset
@@ -248,6 +258,8 @@ class Page:
         self.number = values["number"]
         self.frames = []
         self.runs = []                 # (first guest block, length)
+        self.data_runs = []            # the same
+        self.run_digests = {}          # guest block -> digest
         self.digest = b""
 
 
@@ -328,7 +340,8 @@ class Archive:
         header = self.header
         if header["version"] != 1:
             raise Unsupported(f"format version {header['version']}", start + 4)
-        unknown = header["incompatible"]
+        unknown = header["incompatible"] & ~FEATURE_INDEX
+        self.is_index = bool(header["incompatible"] & FEATURE_INDEX)
         if unknown:
             bit = (unknown & -unknown).bit_length() - 1
             raise Unsupported(f"incompatible feature bit {bit}", start + 8)
@@ -346,7 +359,7 @@ class Archive:
             start, size = self._skippable(position,
                                           "a record, page or trailer")
             kind = self.data[start:start + 4]
-            if kind == b"LBZR":
+            if kind == b"LBZR" and not self.is_index:
                 frames.append(self._read_frame(position, start, size))
                 position = frames[-1].end
             elif kind == b"LBZP":
@@ -401,8 +414,9 @@ class Archive:
             raise Damaged("page too short", offset + 4)
         payload = self.data[start:start + size]
         values = PAGE.decode(payload)
-        check_page_counts(values, start)
-        entry_size = ENTRY.size + self.digest_size
+        check_page_counts(values, start, self.is_index)
+        entry_size = (RUN.size if self.is_index
+                      else ENTRY.size + self.digest_size)
         expected = (PAGE.size + values["frame_count"] * entry_size
                     + values["run_count"] * RUN.size
                     + values["data_count"] * self.digest_size
@@ -417,9 +431,14 @@ class Archive:
                           start + size - self.digest_size)
         check_reserved(PAGE, payload, 0, start)
         self._check_page_number(page, start)
-        position = self._check_entries(page, payload, start, frames)
-        position = self._read_runs(page, payload, start, position)
-        self._check_block_digests(page, payload, start, position)
+        if self.is_index:
+            position = self._read_data_runs(page, payload, start)
+            position = self._read_runs(page, payload, start, position)
+            self._read_run_digests(page, payload, position)
+        else:
+            position = self._check_entries(page, payload, start, frames)
+            position = self._read_runs(page, payload, start, position)
+            self._check_block_digests(page, payload, start, position)
         self.pages.append(page)
 
     def _check_page_number(self, page, start):
@@ -463,24 +482,50 @@ class Archive:
         if page.values["run_count"] and self.header["kind"] == 0:
             raise Damaged("ZERO run in a full archive", start + 16)
         live = {block for frame in page.frames for block in frame.live_blocks}
+        for first, length in page.data_runs:
+            live.update(range(first, first + length))
+        count = page.values["run_count"]
+        for at, first, length in self._runs(page, payload, position, count,
+                                            "ZERO"):
+            if any(block in live for block in range(first, first + length)):
+                raise Damaged("ZERO run contains a live DATA block",
+                              start + at)
+            page.runs.append((first, length))
+        return position + count * RUN.size
+
+    def _runs(self, page, payload, position, count, what):
+        """Yield (position, first guest block, length) of each, checked."""
         base = page.number * PAGE_BLOCKS
         end_before = -1
-        for _ in range(page.values["run_count"]):
+        for _ in range(count):
             run = RUN.decode(payload, position)
             first, length = run["first_block"], run["length"]
-            at = start + position
+            at = page.offset + SKIPPABLE.size + position
             if not 1 <= length <= PAGE_BLOCKS or first + length > PAGE_BLOCKS:
-                raise Damaged("ZERO run leaves its page range", at)
+                raise Damaged(f"{what} run leaves its page range", at)
             if first <= end_before:
-                raise Damaged("ZERO runs touch or don't ascend", at)
+                raise Damaged(f"{what} runs touch or don't ascend", at)
             end_before = first + length
-            if any(base + b in live for b in range(first, end_before)):
-                raise Damaged("ZERO run contains a live DATA block", at)
             if (base + end_before - 1) * BLOCK >= self.header["virtual_size"]:
-                raise Damaged("ZERO run above the virtual size", at)
-            page.runs.append((base + first, length))
+                raise Damaged(f"{what} run above the virtual size", at)
+            yield position, base + first, length
             position += RUN.size
-        return position
+
+    def _read_data_runs(self, page, payload, start):
+        count = page.values["frame_count"]
+        for _, first, length in self._runs(page, payload, PAGE.size, count,
+                                           "DATA"):
+            page.data_runs.append((first, length))
+        if sum(run[1] for run in page.data_runs) != page.values["data_count"]:
+            raise Damaged("number of DATA blocks differs", start + 20)
+        return PAGE.size + count * RUN.size
+
+    def _read_run_digests(self, page, payload, position):
+        for first, length in page.data_runs:
+            for block in range(first, first + length):
+                page.run_digests[block] = payload[
+                    position:position + self.digest_size]
+                position += self.digest_size
 
     def _check_block_digests(self, page, payload, start, position):
         blocks = sorted((block, frame) for frame in page.frames
@@ -525,7 +570,8 @@ class Archive:
         frames = [frame for page in self.pages for frame in page.frames]
         seen = {
             "page_count": len(self.pages),
-            "data_blocks": sum(len(f.live_blocks) for f in frames),
+            "data_blocks": sum(page.values["data_count"]
+                               for page in self.pages),
             "zero_blocks": sum(run[1] for p in self.pages for run in p.runs),
             "frame_count": len(frames),
             "compressed_total": sum(f.compressed_size for f in frames),
@@ -568,13 +614,15 @@ class Archive:
     # -- content
 
     def index(self):
-        """{guest block: Frame, or None for ZERO}; made once."""
+        """{guest block: Frame (of an index Page), or None for ZERO}."""
         if self.present is None:
             self.present = {}
             for page in self.pages:
                 for first, length in page.runs:
                     for block in range(first, first + length):
                         self.present[block] = None
+                for block in page.run_digests:
+                    self.present[block] = page
                 for frame in page.frames:
                     for block in frame.live_blocks:
                         self.present[block] = frame
@@ -587,6 +635,8 @@ class Archive:
 
     def read_block(self, block):
         """Content of a DATA block; its digest is checked."""
+        if self.is_index:
+            raise NoContent(f"{self.path} is an index")
         frame = self.index()[block]
         if self._cached[0] is not frame:
             compressed = self.data[frame.data_offset:frame.end]
@@ -669,9 +719,10 @@ def check_record_values(record, start):
         raise Damaged("live mask out of range", start + 18)
 
 
-def check_page_counts(values, start):
+def check_page_counts(values, start, is_index):
     """Ranges of a page's counts."""
-    for name, maximum in (("frame_count", PAGE_BLOCKS),
+    for name, maximum in (("frame_count", MAX_DATA_RUNS if is_index
+                           else PAGE_BLOCKS),
                           ("run_count", MAX_ZERO_RUNS),
                           ("data_count", PAGE_BLOCKS)):
         if values[name] > maximum:
@@ -730,6 +781,13 @@ def dump_archive(archive):
                            "length": length * BLOCK}
                           for first, length in page.runs],
         })
+        if archive.is_index:
+            pages[-1]["data_runs"] = [
+                {"guest_offset": first * BLOCK, "length": length * BLOCK}
+                for first, length in page.data_runs]
+            pages[-1]["block_digests"] = {
+                str(block * BLOCK): value.hex()
+                for block, value in sorted(page.run_digests.items())}
     header = printable(archive.header)
     header["covered"] = archive.covered
     header["kind"] = ("full", "incremental")[archive.header["kind"]]
@@ -780,6 +838,9 @@ def page_spans(page, prefix, d):
         yield from ENTRY.spans(position, f"{prefix}.entry[{i}]")
         yield f"{prefix}.entry[{i}].digest", position + ENTRY.size, d
         position += ENTRY.size + d
+    for i in range(len(page.data_runs)):
+        yield from RUN.spans(position, f"{prefix}.data_run[{i}]")
+        position += RUN.size
     for i in range(len(page.runs)):
         yield from RUN.spans(position, f"{prefix}.run[{i}]")
         position += RUN.size
@@ -807,10 +868,11 @@ def trailer_spans(archive, d):
 # Chains
 # --------------------------------------------------------------------------
 
-def select_chain(archives, at):
+def select_chain(archives, at, partial=False):
     """Return [full, ..., newest] by parent links alone.
 
-    Without `at` there must be one leaf, covered ones aside.
+    Without `at` there must be one leaf, covered ones aside. partial: the
+    oldest may be an incremental.
     """
     by_uuid = {}
     for archive in sorted(archives, key=lambda a: a.header["kind"]):
@@ -830,9 +892,9 @@ def select_chain(archives, at):
         if archive in chain:
             raise NoChain("parent links form a loop")
         chain.append(archive)
-        if archive.header["kind"] == 0:
-            return chain[::-1]
         want = archive.header["parent_uuid"]
+        if archive.header["kind"] == 0 or (partial and want not in by_uuid):
+            return chain[::-1]
 
 
 def single_leaf(archives):
@@ -879,6 +941,68 @@ def restore_chain(chain, out):
 
 
 # --------------------------------------------------------------------------
+# Index of a chain
+# --------------------------------------------------------------------------
+
+def merged_covered(chain, own, parent):
+    """The list of covered checkpoints of a merge, oldest first."""
+    covered = []
+    for archive in reversed(chain):
+        for name in [archive.header["backup_uuid"]] + archive.covered[::-1]:
+            if name not in (own, parent) and name not in covered:
+                covered.append(name)
+    return covered[:MAX_COVERED][::-1]
+
+
+def merged_clip(chain):
+    """The clip of a merge, None if it has none."""
+    size = chain[-1].header["virtual_size"]
+    clip = min([archive.header["clip"] for archive in chain]
+               + [archive.header["virtual_size"] for archive in chain[:-1]])
+    return clip if chain[0].header["kind"] and clip < size else None
+
+
+def state_of(chain, block):
+    """Digest of a block, "zero" where a member says so, or None."""
+    for archive in reversed(chain):
+        found = archive.index().get(block, archive)
+        if found is None:
+            return "zero"
+        if found is not archive:
+            data = (found.run_digests if archive.is_index
+                    else found.block_digests)
+            return data[block]
+        if block * BLOCK >= archive.floor:
+            return None
+    return None
+
+
+def index_spec(chain):
+    """What Maker is told for the index of a chain."""
+    newest = chain[-1].header
+    own, parent = newest["backup_uuid"], chain[0].header["parent_uuid"]
+    blocks = []
+    for block in sorted(set().union(*(a.index() for a in chain))):
+        state = state_of(chain, block)
+        if block * BLOCK >= newest["virtual_size"] or state is None:
+            continue
+        if state != "zero":
+            blocks.append({"offset": block * BLOCK, "digest": state.hex()})
+        elif chain[0].header["kind"]:
+            blocks.append({"offset": block * BLOCK, "kind": "zero"})
+    return {
+        "index": True, "blocks": blocks, "parent_uuid": parent,
+        "kind": ("full", "incremental")[chain[0].header["kind"]],
+        "digest": {v: k for k, v in DIGEST_NAMES.items()}[
+            newest["digest_algorithm"]],
+        "virtual_size": newest["virtual_size"], "clip": merged_clip(chain),
+        "time": newest["time"], "image_uuid": newest["image_uuid"],
+        "backup_uuid": own, "set_uuid": newest["set_uuid"],
+        "label": newest["label"][:newest["label_length"]].decode(),
+        "covered": merged_covered(chain, own, parent)}
+
+
+# --------------------------------------------------------------------------
 # make
 # --------------------------------------------------------------------------
 
@@ -902,6 +1026,10 @@ class Maker:
                 "checksum": false, "content_size": false,
                 "append": hex that joins the compressed bytes}]
          frames of one's own, as after a merge; sorted in with the others.
+
+      index: true   an index: of data blocks only digests are kept, which
+         may be given as "digest" (hex) instead of the content;
+      data_runs: {"PAGE": [[first, length], ...]}  DATA runs, verbatim.
 
       keep_order: true   frames and pages stand as given, not sorted.
       runs: {"PAGE": [[first, length], ...]}  ZERO runs of a page, verbatim.
@@ -928,6 +1056,8 @@ class Maker:
         self.frame_number = 0
         self.page_number = 0
         self.directory = []
+        self.is_index = spec.get("index", False)
+        self.index_blocks = {}         # of an index: guest block -> digest
         self.totals = {"page_count": 0, "data_blocks": 0, "zero_blocks": 0,
                        "frame_count": 0, "compressed_total": 0}
 
@@ -988,6 +1118,7 @@ class Maker:
         clip = spec.get("clip")
         payload = self._fields(HEADER, "header", {
             "kind_name": b"LBZH", "version": 1,
+            "incompatible": FEATURE_INDEX if self.is_index else 0,
             "digest_algorithm": self.algorithm, "kind": kind,
             "block_bits": 16, "label_length": len(label.encode()),
             "covered_count": len(covered),
@@ -1047,6 +1178,11 @@ class Maker:
         def page_of(number):
             return pages.setdefault(number, ([], []))
 
+        if self.is_index:
+            for number, block in data.items():
+                self.index_blocks[number] = self._digest_of(number, block)
+                page_of(number // PAGE_BLOCKS)
+            data = {}
         for frame in self._grouped(data) + self.spec.get("frames", []):
             page_of(frame["offset"] // PAGE_RANGE)[0].append(frame)
         for number in sorted(set(zero)):
@@ -1064,6 +1200,11 @@ class Maker:
             for frames, _ in pages.values():
                 frames.sort(key=first_live_offset)
         return pages
+
+    def _digest_of(self, number, block):
+        if "digest" in block:
+            return bytes.fromhex(block["digest"])
+        return digest(self.algorithm, self._pad(number, self._content(block)))
 
     def _grouped(self, data):
         """Put consecutive blocks of one stripe together."""
@@ -1133,20 +1274,28 @@ class Maker:
     def _emit_page(self, number, frames, runs):
         name = f"page[{self.page_number}]"
         emitted = [self._emit_frame(frame) for frame in frames]
-        digests = {}
+        digests, data_runs = {}, []
         for _, _, blocks in emitted:
             digests.update(blocks)
+        if self.is_index:
+            emitted = []
+            digests = {block: value
+                       for block, value in self.index_blocks.items()
+                       if block // PAGE_BLOCKS == number}
+            data_runs = self._data_runs(number, sorted(digests))
         payload = self._fields(PAGE, name, {
-            "kind_name": b"LBZP", "frame_count": len(frames),
+            "kind_name": b"LBZP",
+            "frame_count": len(emitted) + len(data_runs),
             "number": number, "run_count": len(runs),
             "data_count": len(digests)})
         for i, (entry, compressed_digest, _) in enumerate(emitted):
             payload += self._fields(ENTRY, f"{name}.entry[{i}]", entry)
             payload += self._raw(f"{name}.entry[{i}].digest",
                                  compressed_digest)
-        for i, (first, length) in enumerate(runs):
-            payload += self._fields(RUN, f"{name}.run[{i}]", {
-                "first_block": first, "length": length})
+        for kind, some in (("data_run", data_runs), ("run", runs)):
+            for i, (first, length) in enumerate(some):
+                payload += self._fields(RUN, f"{name}.{kind}[{i}]", {
+                    "first_block": first, "length": length})
         for i, block in enumerate(sorted(digests)):
             payload += self._raw(f"{name}.block_digest[{i}]", digests[block])
         own_digest = self._digest(f"{name}.digest", payload)
@@ -1161,6 +1310,19 @@ class Maker:
         self.directory.append(({
             "page_number": written["number"], "page_offset": offset,
             "payload_size": len(payload)}, own_digest))
+
+    def _data_runs(self, page, blocks):
+        """[[first block of the page, length], ...] of an index."""
+        if str(page) in self.spec.get("data_runs", {}):
+            return self.spec["data_runs"][str(page)]
+        runs = []
+        for block in blocks:
+            first = block % PAGE_BLOCKS
+            if runs and sum(runs[-1]) == first:
+                runs[-1][1] += 1
+            else:
+                runs.append([first, 1])
+        return runs
 
     # -- trailer
 
@@ -1246,6 +1408,16 @@ def command_restore(args):
     return 0
 
 
+def command_index(args):
+    """Write the index of a chain."""
+    archives = [Archive(path, deep=False) for path in args.files]
+    chain = select_chain(archives, args.at and str(uuid.UUID(args.at)),
+                         partial=True)
+    with open(args.output, "wb") as out:
+        out.write(Maker(index_spec(chain)).make())
+    return 0
+
+
 def command_make(args):
     """Generate an archive."""
     with (sys.stdin if args.spec == "-" else open(args.spec)) as file:
@@ -1275,11 +1447,12 @@ def parse_arguments(argv):
         sub = commands.add_parser(name)
         sub.add_argument("file")
         sub.set_defaults(run=run)
-    restore = commands.add_parser("restore")
-    restore.add_argument("-o", dest="output", required=True)
-    restore.add_argument("--at")
-    restore.add_argument("files", nargs="+")
-    restore.set_defaults(run=command_restore)
+    for name, run in (("restore", command_restore), ("index", command_index)):
+        sub = commands.add_parser(name)
+        sub.add_argument("-o", dest="output", required=True)
+        sub.add_argument("--at")
+        sub.add_argument("files", nargs="+")
+        sub.set_defaults(run=run)
     make = commands.add_parser("make")
     make.add_argument("-o", dest="output", required=True)
     make.add_argument("spec")
@@ -1301,6 +1474,9 @@ def main(argv):
     except Damaged as error:
         print(f"lbz.py: damaged: {error}", file=sys.stderr)
         return 4
+    except NoContent as error:
+        print(f"lbz.py: {error}", file=sys.stderr)
+        return 2
     except NoChain as error:
         print(f"lbz.py: {error}", file=sys.stderr)
         return 3

@@ -418,7 +418,8 @@ static int read_pages(struct reading *reading, struct qlb_lbz_reader *reader,
             qlb_lbz_reader_check_layout(reader, &reading->page, err) < 0) {
             return -1;
         }
-        for (unsigned i = 0; i < reading->page.n_entries; i++) {
+        for (unsigned i = 0; i < reading->page.n_entries &&
+             !qlb_lbz_reader_header(reader)->index; i++) {
             if (read_entry(reading, reader, &reading->page.entries[i],
                            err) < 0) {
                 return -1;
@@ -498,6 +499,10 @@ static int pass_all(struct reading *reading, struct qlb_lbz_stream *stream,
 
     while ((ret = qlb_lbz_stream_next(stream, &frame, reading->packed,
                                       &reading->page, err)) > 0) {
+        if (qlb_lbz_stream_header(stream)->index) {
+            note_runs(reading);
+            continue;
+        }
         ret = ret == QLB_LBZ_FRAME ? pass_frame(reading, digest, &frame, err)
                                    : pass_page(reading, digest, err);
         if (ret < 0) {
