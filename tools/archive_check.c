@@ -55,12 +55,12 @@ static int next_page(struct archive *a, struct qlb_error *err)
         return ret;
     }
     a->next_page = number + 1;
-    a->entry = 0;
     if (qlb_lbz_reader_load_page(a->reader, number, &a->page, err) < 0) {
         a->lost = true;
         return -1;
     }
     a->page_loaded = true;
+    a->entry = a->header->index ? a->page.n_entries : 0;
     /* Behind a damaged page the layout can't be followed any more. */
     if (!a->lost && qlb_lbz_reader_check_layout(a->reader, &a->page,
                                                 err) < 0) {

@@ -10,13 +10,15 @@
 
 enum {
     OPT_AT = TOOL_OPT_LONG, OPT_COMPACT, OPT_FORCE, OPT_LEVEL, OPT_THREADS,
-    OPT_PROGRESS, OPT_JSON,
+    OPT_PROGRESS, OPT_JSON, OPT_INDEX_ONLY,
 };
 
 static const struct tool_option options[] = {
     { "at", OPT_AT, "UUID", "end with that archive (where there are several)" },
     { "compact", OPT_COMPACT, NULL,
       "rewrite all frames that hold superseded blocks" },
+    { "index-only", OPT_INDEX_ONLY, NULL,
+      "write the digests alone, for lbdump --rescan and --audit" },
     { "output", 'o', "FILE",
       "write to FILE, whole or not at all; it may be one of the inputs" },
     { "force", OPT_FORCE, NULL, "replace FILE where it exists" },
@@ -43,7 +45,8 @@ struct lbmerge {
     const char *const *inputs;
     unsigned n_inputs;
     const char *output;
-    bool force, quiet, json;
+    bool force, quiet, json, index_only;
+    const char *content_option; /* one of those, where given */
     bool has_at;
     struct qlb_uuid at;
     struct merge_options options;
@@ -126,13 +129,19 @@ static int merge(struct lbmerge *m, struct qlb_error *err)
         return -1;
     }
     m->chain = qlb_chain_open(m->inputs, m->n_inputs,
-                              m->has_at ? &m->at : NULL, 0, err);
+                              m->has_at ? &m->at : NULL,
+                              m->index_only ? QLB_CHAIN_ALLOW_INDEX : 0, err);
     if (m->chain == NULL) {
         return -1;
     }
     note_unused(m);
-    if (open_output(m, err) < 0 ||
-        merge_chain(m->chain, m->out, &m->options, &m->result, err) < 0) {
+    if (open_output(m, err) < 0) {
+        return -1;
+    }
+    if ((m->index_only
+             ? merge_index(m->chain, m->out, &m->result, err)
+             : merge_chain(m->chain, m->out, &m->options, &m->result,
+                           err)) < 0) {
         return -1;
     }
     return qlb_outfile_commit(m->out, err);
@@ -148,6 +157,7 @@ static int print_summary(const struct lbmerge *m)
                                           : json_string(m->output));
     json_object_set_new(summary, "kind",
         json_string(header->incremental ? "incremental" : "full"));
+    json_object_set_new(summary, "index", json_boolean(m->index_only));
     json_object_set_new(summary, "members",
         json_integer((json_int_t)qlb_chain_members(m->chain)));
     json_object_set_new(summary, "uuid", tool_json_uuid(&header->uuid));
@@ -174,7 +184,11 @@ static void parse_option(struct lbmerge *m, int option)
         m->at = tool_parse_uuid(optarg, "--at");
         break;
     case OPT_COMPACT:
+        m->content_option = "compact";
         m->options.compact = true;
+        break;
+    case OPT_INDEX_ONLY:
+        m->index_only = true;
         break;
     case 'o':
         m->output = optarg;
@@ -183,6 +197,7 @@ static void parse_option(struct lbmerge *m, int option)
         m->force = true;
         break;
     case OPT_LEVEL:
+        m->content_option = "level";
         m->options.level = (int)tool_parse_number(optarg, "--level", 1, 19);
         break;
     case OPT_THREADS:
@@ -212,6 +227,10 @@ static void parse_options(struct lbmerge *m, int argc, char **argv)
     }
     if (optind == argc) {
         tool_usage("at least one ARCHIVE is wanted");
+    }
+    if (m->index_only && m->content_option != NULL) {
+        tool_usage("--%s is for content; it excludes --index-only",
+                   m->content_option);
     }
     m->inputs = (const char *const *)&argv[optind];
     m->n_inputs = (unsigned)(argc - optind);

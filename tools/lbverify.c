@@ -98,6 +98,7 @@ static void add_result(struct lbverify *v, const char *path, bool good,
         json_object_set_new(result, "uuid", tool_json_uuid(&header->uuid));
         json_object_set_new(result, "parent",
                             tool_json_uuid(&header->parent));
+        json_object_set_new(result, "index", json_boolean(header->index));
         json_object_set_new(result, "label", json_string(header->label));
         json_object_set_new(result, "time",
                             json_integer((json_int_t)header->time));
@@ -240,7 +241,9 @@ static void verify_chain(struct lbverify *v)
     int ret = 0;
 
     chain = qlb_chain_open(v->inputs, v->n_inputs, v->has_at ? &v->at : NULL,
-                           v->image != NULL ? QLB_CHAIN_NEED_FULL : 0, &err);
+                           QLB_CHAIN_ALLOW_INDEX |
+                               (v->image != NULL ? QLB_CHAIN_NEED_FULL : 0),
+                           &err);
     if (chain == NULL) {
         note_status(v, tool_fail(NULL, &err));
         return;

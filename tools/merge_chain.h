@@ -1,4 +1,5 @@
-/* Merging a chain of archives into one, of lbmerge and lbvm.
+/* Merging a chain of archives into one, of lbmerge and lbvm; or its digests
+ * into an index.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,6 +25,10 @@ struct merge_result {
  * output is complete then, but not committed. */
 int merge_chain(struct qlb_chain *chain, struct qlb_outfile *out,
                 const struct merge_options *options,
+                struct merge_result *result, struct qlb_error *err);
+
+/* Writes the index of the chain, of which only index pages are read. */
+int merge_index(struct qlb_chain *chain, struct qlb_outfile *out,
                 struct merge_result *result, struct qlb_error *err);
 
 #endif

@@ -13,7 +13,8 @@
 int rescan_open(struct rescan *rescan, struct qlb_error *err)
 {
     rescan->chain = qlb_chain_open(rescan->inputs, rescan->n_inputs, NULL,
-                                   QLB_CHAIN_NEED_FULL, err);
+                                   QLB_CHAIN_NEED_FULL | QLB_CHAIN_ALLOW_INDEX,
+                                   err);
     return rescan->chain == NULL ? -1 : 0;
 }
 

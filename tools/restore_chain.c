@@ -281,6 +281,10 @@ int restore_open_stdin(struct restore *r, const struct qlb_uuid *at,
         return qlb_error_prefix(err, "%s", name);
     }
     r->header = qlb_lbz_stream_header(r->stream);
+    if (r->header->index) {
+        return qlb_fail(err, QLB_E_USAGE, "%s: is an index, which has digests "
+                        "and no content", name);
+    }
     if (r->header->incremental) {
         char parent[QLB_UUID_TEXT];
 

@@ -98,6 +98,9 @@ static int compare_digests(struct stream_walk *walk,
 {
     const uint8_t *kept = walk->digests;
 
+    if (qlb_lbz_stream_header(walk->stream)->index) {
+        return 0;
+    }
     for (unsigned i = 0; i < page->n_entries; i++) {
         const struct qlb_lbz_entry *entry = &page->entries[i];
 

@@ -251,7 +251,7 @@ lbmerge: late.lbz: not needed, left out'
     jq -e --arg uuid "$uuid" --arg root "$root" \
         --argjson bytes "$(stat -c %s full.lbz)" '
         keys == ["archive", "archive_bytes", "frames_moved",
-            "frames_rewritten", "kind", "members", "parent", "root_digest",
+            "frames_rewritten", "index", "kind", "members", "parent", "root_digest",
             "uuid", "virtual_size"] and
         .archive == "full.lbz" and .kind == "full" and .members == 3 and
         .uuid == $uuid and .parent == null and .virtual_size == 20971520 and

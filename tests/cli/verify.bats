@@ -184,7 +184,7 @@ lbverify: disk.qcow2: 6 blocks of 64 KiB differ from the chain'
         --arg root "$(lbz root incr1.lbz | cut -d' ' -f1)" '
         keys == ["archives", "good"] and .good and
         (.archives | length) == 2 and
-        (.archives[0] | keys == ["archive", "good", "label", "parent",
+        (.archives[0] | keys == ["archive", "good", "index", "label", "parent",
             "root_digest", "time", "uuid"] and .parent == null and
             .uuid == $base) and
         (.archives[1] | .archive == "incr1.lbz" and .good and

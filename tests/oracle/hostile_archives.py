@@ -61,6 +61,18 @@ def one_frame(override=(), **frame):
             "frames": [dict({"offset": 0, "blocks": [{"fill": 5}]}, **frame)]}
 
 
+def index(**changes):
+    """An index of an incremental: DATA and ZERO runs, two pages."""
+    spec = {"kind": "incremental", "index": True, "covered": [OTHER],
+            "virtual_size": PAGE_RANGE + 5 * BLOCK + 1000,
+            "blocks": [{"offset": 0, "count": 2, "seed": "a"},
+                       {"offset": 2 * BLOCK, "kind": "zero"},
+                       {"offset": 20 * BLOCK, "count": 20, "fill": 7},
+                       {"offset": PAGE_RANGE + 5 * BLOCK, "fill": 9}]}
+    spec.update(changes)
+    return spec
+
+
 def huge_window_frame():
     """A zstd frame of one block of zeroes that asks for a window of 2^41."""
     frame = (lbz.ZSTD_MAGIC.to_bytes(4, "little") + b"\x44\xf8"
@@ -115,12 +127,24 @@ GOOD = {
         "virtual_size": BLOCK,
         "frames": [{"offset": 0, "blocks": [{"fill": 1},
                                             {"fill": 2, "live": False}]}]},
+    "index-of-an-incremental": index(),
+    "index-of-a-full": index(kind="full", covered=[], digest="sha256",
+                             blocks=[{"offset": 15 * BLOCK, "count": 2,
+                                      "seed": "b"}]),
+    "index-of-zero-alone": index(blocks=[{"offset": 0, "kind": "zero"}]),
+    "index-without-content": {"index": True, "virtual_size": BLOCK},
+    "index-with-most-runs": index(
+        data_runs={"0": [[2 * n, 1] for n in range(2048)]},
+        blocks=[{"offset": 2 * n * BLOCK, "digest": "ab" * 16}
+                for n in range(2048)]),
 }
 
 UNSUPPORTED = {
     "version-0": (field("header.version", 0), "version"),
     "version-2": (field("header.version", 2), "version"),
-    "incompatible-bit-0": (field("header.incompatible", 1), r"\b0\b"),
+    "incompatible-bit-1": (field("header.incompatible", 2), r"\b1\b"),
+    "incompatible-bits-0-and-1": (field("header.incompatible", 3),
+                                  r"\b1\b"),
     "incompatible-bit-63": (field("header.incompatible", 1 << 63), "63"),
     "digest-algorithm-0": (field("header.digest_algorithm", 0), "digest"),
     "digest-algorithm-3": (field("header.digest_algorithm", 3), "digest"),
@@ -247,6 +271,38 @@ for _name, _value in (("record_offset", 1), ("compressed_size", 1),
     BAD_PAGE[f"entry-{_name}"] = (field(f"page[0].entry[0].{_name}", _value),
                                   "")
 
+BAD_INDEX = {
+    "index-bit-of-an-archive": (field("header.incompatible", 1), ""),
+    "index-lacks-its-bit": (field("header.incompatible", 0, index), ""),
+    "index-gap-record": (index(frames=[
+        {"offset": 40 * BLOCK, "blocks": [{"fill": 1}]}]), ""),
+    "index-data-runs-touch": (index(
+        data_runs={"0": [[0, 1], [1, 1], [20, 20]]}), ""),
+    "index-data-runs-descend": (index(
+        data_runs={"0": [[20, 20], [0, 2]]}), ""),
+    "index-data-runs-overlap": (index(
+        data_runs={"0": [[0, 2], [1, 20]]}), ""),
+    "index-data-run-of-0": (index(
+        data_runs={"0": [[0, 2], [10, 0], [20, 20]]}), ""),
+    "index-data-run-leaves-the-page": (index(
+        data_runs={"0": [[0, 2], [4095, 20]]}), ""),
+    "index-data-run-above-the-disk": (index(
+        data_runs={"1": [[6, 1]]}), ""),
+    "index-data-run-over-zero": (index(
+        data_runs={"0": [[1, 2], [20, 20]]}), ""),
+    "index-data-count": (index(
+        data_runs={"0": [[0, 1], [20, 20]]}), ""),
+    "index-data-run-count": (field("page[0].frame_count", 1, index), ""),
+    "index-data-run-count-huge": (field("page[0].frame_count", 2049, index),
+                                  ""),
+    "index-page-empty": (index(blocks=[], empty_pages=[0]), ""),
+    "index-totals-frames": (field("trailer.frame_count", 1, index), ""),
+    "index-totals-compressed": (field("trailer.compressed_total", 1, index),
+                                ""),
+    "index-page-digest": (field("page[0].digest", "hex:" + "00" * 16, index),
+                          "digest"),
+}
+
 BAD_TRAILER = {
     "trailer-kind": (field("trailer.kind_name", "LBZX"), ""),
     "trailer-reserved-4": (field("trailer.reserved4", 1), ""),
@@ -301,7 +357,7 @@ OPEN = {
 }
 
 DAMAGED = {**BAD_HEADER, **BAD_RECORD, **BAD_FRAME, **BAD_PAGE,
-           **BAD_TRAILER, **BAD_LAYOUT}
+           **BAD_INDEX, **BAD_TRAILER, **BAD_LAYOUT}
 
 
 def make(spec):
