@@ -34,16 +34,16 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
   -n N         runs of each contender (default: 5)
   --only ROW   only that row; may be repeated. Rows: dump size restore verify
-               merge incremental memory tracking; and live and vm, left out
-               unless asked for
+               merge incremental memory tracking; and live, vm and recovery,
+               left out unless asked for
   --small      a tenth of the size, to try things out
   --dir DIR    keep disks and archives there (default: build/bench; 30 GiB)
   --out DIR    let the contenders write there (default: out in that directory)
   --markdown   print the table for docs/benchmark.md
 
-live and vm print tables of their own: what a backup costs a guest that writes (fio
-is the guest), ours and those of a stock QEMU; and lbvm with a machine of four
-disks, and pruning.
+live, vm and recovery print tables of their own: what a backup costs a guest that
+writes (fio is the guest), ours and those of a stock QEMU; lbvm with a machine of
+four disks, and pruning; and the plugin of nbdkit, rescans, and rollbacks in place.
 
 tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
 source and configuration in $QLB_STOCK_BUILD (default: stage/bin and
@@ -97,7 +97,7 @@ parse_options() {
     fi
     local row
     for row in "${rows[@]}"; do
-        case " ${all_rows[*]} live vm " in
+        case " ${all_rows[*]} live vm recovery " in
             *" $row "*) ;;
             *) die "no row is called '$row'" ;;
         esac
@@ -141,7 +141,7 @@ check_tools() {
         tool=$(missing_qemu)
         [ -z "$tool" ] || die "there is no $tool; see --help"
     fi
-    if [[ " ${rows[*]} " = *' live '* ]]; then
+    if [[ " ${rows[*]} " =~ ' '(live|recovery)' ' ]]; then
         command -v fio >/dev/null || die "fio is not installed"
     fi
 }
@@ -480,6 +480,16 @@ row_vm() {
     fi
     clear_out
     python3 "$here/vm.py" "${option[@]}" -n "$runs" --dir "$out"
+}
+
+row_recovery() {
+    clear_out
+    python3 "$here/plugin.py" -n "$runs" --plugin \
+        "${BUILD:-$here/../build}/nbdkit/.libs/nbdkit-lbz-plugin.so" "$out"
+    clear_out
+    python3 "$here/rescan.py" -n "$runs" "$out"
+    clear_out
+    python3 "$here/rollback.py" -n "$runs" "$out"
 }
 
 about() {
