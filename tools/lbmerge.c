@@ -91,6 +91,24 @@ static int check_stdout(const struct lbmerge *m, struct qlb_error *err)
     return 0;
 }
 
+/* An index may replace the index that it was made from, but no archive, whose
+ * content would be lost. */
+static int check_replaced(const struct lbmerge *m, const struct stat *st,
+                          struct qlb_error *err)
+{
+    for (unsigned i = 0; i < qlb_chain_members(m->chain); i++) {
+        const struct qlb_lbz_reader *member = qlb_chain_member(m->chain, i);
+
+        if (qlb_lbz_reader_header(member)->index &&
+            same_file(st, qlb_lbz_reader_name(member))) {
+            return 0;
+        }
+    }
+    return qlb_fail(err, QLB_E_USAGE, "%s: is one of the archives, whose "
+                    "content would be lost; name another file for the index",
+                    m->output);
+}
+
 static int open_output(struct lbmerge *m, struct qlb_error *err)
 {
     unsigned flags = m->force ? QLB_OUTFILE_FORCE : 0;
@@ -100,6 +118,9 @@ static int open_output(struct lbmerge *m, struct qlb_error *err)
         m->out = tool_open_stdout(err);
     } else {
         if (stat(m->output, &st) == 0 && output_is_input(m, &st)) {
+            if (m->index_only && check_replaced(m, &st, err) < 0) {
+                return -1;
+            }
             flags |= QLB_OUTFILE_FORCE;
         }
         m->out = qlb_outfile_create(m->output, flags, err);

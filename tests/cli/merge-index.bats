@@ -195,6 +195,26 @@ make_index() {
     done
 }
 
+@test "it takes the place of no archive that it is made from" {
+    history
+    make_index index.lbz 0.lbz 1.lbz
+    sha256sum ./*.lbz >before
+    ln 1.lbz link.lbz
+    ln -s 0.lbz symbolic.lbz
+    for target in 0.lbz 1.lbz link.lbz symbolic.lbz; do
+        for force in '' --force; do
+            # shellcheck disable=SC2086
+            run_expect 2 lbmerge --index-only $force -o $target 0.lbz 1.lbz
+            expect_stderr "lbmerge: $target: is one of the archives, whose content would be lost; name another file for the index"
+        done
+    done
+    # one that is not needed, too
+    run_expect 2 lbmerge -q --index-only --force -o 1.lbz 1.lbz index.lbz
+    expect_stderr_has 'lbmerge: 1.lbz: is one of the archives'
+    sha256sum --quiet -c before
+    make_index index.lbz index.lbz 2.lbz
+}
+
 @test "what does not go with it" {
     history
     for option in --compact --level=3; do
