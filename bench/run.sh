@@ -43,7 +43,8 @@ Usage: bench/run.sh [OPTION]...     (./setup bench [OPTION]... builds first)
 
 live, vm and recovery print tables of their own: what a backup costs a guest that
 writes (fio is the guest), ours and those of a stock QEMU; lbvm with a machine of
-four disks, and pruning; and the plugin of nbdkit, rescans, and rollbacks in place.
+four disks, and pruning; and the plugin of nbdkit, rescans, and rollbacks in place,
+of which there is no --small.
 
 tracking compares the patched QEMU in $QLB_QEMU with a stock one of the same
 source and configuration in $QLB_STOCK_BUILD (default: stage/bin and

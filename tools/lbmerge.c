@@ -46,7 +46,7 @@ struct lbmerge {
     unsigned n_inputs;
     const char *output;
     bool force, quiet, json, index_only;
-    const char *content_option; /* one of those, where given */
+    const char *content_option; /* of no sense for an index; NULL: none given */
     bool has_at;
     struct qlb_uuid at;
     struct merge_options options;
